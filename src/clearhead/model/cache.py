@@ -1,5 +1,7 @@
 """Keys and values of the tokens seen so far, in buffers of fixed size."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -67,4 +69,14 @@ class KVCache:
     def advance(self, lengths: Int[Tensor, " B"] | int) -> None:
         """Count the tokens just written: `lengths[b]` of row b are real, the rest is padding."""
         self.lengths = self.lengths + lengths
+        self._longest = int(self.lengths.max())
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, given in ascending order; they move up, in place."""
+        for new, old in enumerate(rows):
+            if new != old:
+                self.keys[:, new, :, : self._longest] = self.keys[:, old, :, : self._longest]
+                self.values[:, new, :, : self._longest] = self.values[:, old, :, : self._longest]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        self.lengths = self.lengths[list(rows)]
         self._longest = int(self.lengths.max())

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from math import isqrt
+from reprlib import repr as short
+from typing import Any
 
+from clearhead.config import from_dict
 from clearhead.errors import ClearheadError, nearest
 
 _OTHER_NAMES = {
@@ -43,18 +46,23 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "d_model", "n_heads", "n_layers"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ClearheadError(f"{name} is {value!r}; it must be a whole number, at least 1")
+            if type(value) is not int or not 1 <= value < 2**31:
+                raise ClearheadError(
+                    f"{name} is {short(value)}; it must be a whole number from 1 to {2**31 - 1}"
+                )
         for name in ("dropout", "layer_norm_epsilon"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
-                raise ClearheadError(f"{name} is {value!r}; it must be a number from 0 to below 1")
+                raise ClearheadError(
+                    f"{name} is {short(value)}; it must be a number from 0 to below 1"
+                )
         for name in ("qkv_bias", "bias", "tied_head"):
             value = getattr(self, name)
             if type(value) is not bool:
-                raise ClearheadError(f"{name} is {value!r}; it must be true or false")
+                raise ClearheadError(f"{name} is {short(value)}; it must be true or false")
         if self.d_model % self.n_heads:
-            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
+            small = [n for n in range(1, isqrt(self.d_model) + 1) if self.d_model % n == 0]
+            divisors = small + [self.d_model // n for n in small]
             below = max(n for n in divisors if n < self.n_heads)
             above = min((n for n in divisors if n > self.n_heads), default=None)
             advice = f"{below} or {above}" if above else f"{below}"
@@ -69,7 +77,7 @@ class GPTConfig:
         return self.d_model // self.n_heads
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """Build a config from a dictionary, in this class's names or the first notebook's.
 
         Args:
@@ -77,7 +85,8 @@ class GPTConfig:
                 `drop_rate`, with their values. What is left out takes its default.
 
         Raises:
-            ClearheadError: A key is unknown, or one field is given under two names.
+            ClearheadError: A key is unknown, one field is given under two names, or a value is not
+                what its field wants.
         """
         known = {field.name for field in fields(cls)}
         given: dict[str, Any] = {}
@@ -89,4 +98,4 @@ class GPTConfig:
             if name in given:
                 raise ClearheadError(f"the model's config gives {name} twice, also as {key!r}")
             given[name] = value
-        return cls(**given)
+        return from_dict(cls, given, "the model's config")

@@ -31,10 +31,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        norm = {"eps": config.layer_norm_epsilon, "bias": config.bias}
-        self.norm_1 = nn.LayerNorm(config.d_model, **norm)
+        self.norm_1 = nn.LayerNorm(config.d_model, config.layer_norm_epsilon, bias=config.bias)
         self.attention = Attention(config, layer)
-        self.norm_2 = nn.LayerNorm(config.d_model, **norm)
+        self.norm_2 = nn.LayerNorm(config.d_model, config.layer_norm_epsilon, bias=config.bias)
         self.mlp = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -6,7 +6,9 @@ from clearhead.errors import ClearheadError, nearest
 from clearhead.model.config import GPTConfig
 
 PRESETS: dict[str, GPTConfig] = {
-    "nano": GPTConfig(context_length=256, d_model=256, n_heads=4, n_layers=4, dropout=0.0),
+    "nano": GPTConfig(
+        vocab_size=4096, context_length=256, d_model=256, n_heads=4, n_layers=4, dropout=0.0
+    ),
     "gpt2-124m": GPTConfig(),
     "gpt2-355m": GPTConfig(d_model=1024, n_heads=16, n_layers=24),
     "gpt2-774m": GPTConfig(d_model=1280, n_heads=20, n_layers=36),

@@ -1,0 +1,1 @@
+"""Functions that wire the rooms into what the commands do."""

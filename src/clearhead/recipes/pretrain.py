@@ -1,0 +1,287 @@
+"""From sources of text to a trained model in a run folder."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from platform import platform, python_version
+from typing import Any
+
+import torch
+
+from clearhead import checkpoint, config
+from clearhead.data import (
+    Batches,
+    TokenDataset,
+    TokenSpan,
+    is_prepared,
+    prepare,
+    split,
+)
+from clearhead.errors import ClearheadError
+from clearhead.files import atomic_write
+from clearhead.model import GPT, GPTConfig, preset
+from clearhead.recipes.tokenize import train_tokenizer
+from clearhead.tokenizer import Tokenizer, load_tokenizer
+from clearhead.train import (
+    Observer,
+    OptimizerConfig,
+    TrainConfig,
+    Trainer,
+    TrainingResult,
+    faster_dtype,
+    keep_freed_memory,
+    plot_metrics,
+    resolve_device,
+)
+
+_MAY_CHANGE_ON_RESUME = {"out", "evaluate_every", "evaluation_tokens", "keep_checkpoints"}
+_PACKAGES = ("clearhead", "torch", "numpy", "tokenizers", "tiktoken", "safetensors")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    """A whole run: text, model and training."""
+
+    data: tuple[str, ...] = ("pydocs",)
+    """Text to train on: pydocs, files (.txt, .md, .jsonl, .parquet), folders, a prepared folder."""
+    val_data: tuple[str, ...] = ()
+    """Held-out text; by default the last documents of `data`."""
+    val_fraction: float = 0.1
+    """The part of `data` that is held out where there is no `val_data`."""
+    encoding: str = "utf-8"
+    """How the text files are encoded."""
+    tokenizer: str = "auto"
+    """gpt2, char, bytes, bpe:SIZE, or a folder with a tokenizer.json; auto is gpt2 for its
+    vocabulary's size, and bpe of the model's vocab_size otherwise."""
+    out: Path = Path("runs/nano")
+    """The run's folder."""
+    model: GPTConfig = field(default_factory=lambda: preset("nano"))
+    """The model's shape; its vocab_size follows the tokenizer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise ClearheadError("data is empty; name at least one source of text, say pydocs")
+        if not 0 < self.val_fraction < 1:
+            raise ClearheadError(
+                f"val_fraction is {self.val_fraction}; it must lie between 0 and 1"
+            )
+
+
+def recipe(name: str) -> PretrainConfig:
+    """Return the full config with which a model of preset `name` is trained from scratch.
+
+    Raises:
+        ClearheadError: There is no preset of this name.
+    """
+    shape = preset(name)
+    out = Path("runs") / name
+    if name == "nano":
+        return PretrainConfig(model=shape, out=out, minutes=2.0)
+    # GPT-3 paper's sizes and rates for these widths; half a million tokens an update.
+    rate = 6e-4 * (768 / shape.d_model) ** 0.5
+    return PretrainConfig(
+        model=shape,
+        out=out,
+        steps=19_000,
+        batch_size=480,
+        micro_batch_size=4,
+        evaluate_every=250,
+        optimizer=OptimizerConfig(kind="adamw", learning_rate=rate),
+    )
+
+
+def load_config(
+    path: Path | None = None, preset_name: str = "nano", resume_from: Path | None = None
+) -> PretrainConfig:
+    """Return the config to start from: a run's own, or a recipe with a TOML file laid over it.
+
+    Args:
+        path: A TOML file with any of the fields of `PretrainConfig`.
+        preset_name: The recipe.
+        resume_from: A run's folder; its config counts instead, where it has one.
+
+    Raises:
+        ClearheadError: A key is unknown or has the wrong type.
+    """
+    if resume_from is not None and (resume_from / "config.toml").exists():
+        return config.load(PretrainConfig, resume_from / "config.toml")
+    base = recipe(preset_name)
+    if path is None:
+        return base
+    over = config.load_toml(path)
+    under = config.to_dict(base)
+    if {"steps", "minutes"} & over.keys():
+        under |= {"steps": None, "minutes": None}
+    return config.from_dict(PretrainConfig, _laid_over(under, over), str(path))
+
+
+def pretrain(
+    settings: PretrainConfig,
+    *,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    on_prepare: Callable[[int, int], None] | None = None,
+) -> TrainingResult:
+    """Train a model from scratch, or go on where a run was left.
+
+    Args:
+        settings: What to do; a resumed run must be told what it was told at first.
+        resume: Go on from the newest checkpoint in `settings.out`; begin if there is none yet.
+        observers: Called with each event of the run.
+        on_prepare: Called with (bytes done, bytes in all) while the text is tokenised.
+
+    Returns:
+        How the run ended; its folder holds checkpoints/, metrics.jsonl, loss.png, config.toml and
+        environment.json.
+
+    Raises:
+        ClearheadError: Anything about the input or the machine that a person can mend.
+    """
+    if settings.steps is None and settings.minutes is None:
+        raise ClearheadError("how long to train is not said; give steps or minutes")
+    keep_freed_memory()
+    run = settings.out
+    _claim(run, settings, resume)
+    dataset, tokenizer = _corpus(settings, settings.data, run / "data", None, on_prepare)
+    if settings.val_data:
+        place = run / "val_data"
+        held_out, _ = _corpus(settings, settings.val_data, place, tokenizer, on_prepare)
+        train_part = TokenSpan(dataset, 0, len(dataset), "document")
+        val_part = TokenSpan(held_out, 0, len(held_out), "document")
+    else:
+        train_part, val_part = split(dataset, settings.val_fraction)
+    settings = _resolve(settings, tokenizer)
+    length = settings.model.context_length
+    batches = Batches(train_part, settings.batch_size, length, settings.seed)
+    _write_run(run, settings)
+    newest = checkpoint.list_checkpoints(run)[-1:]
+    torch.manual_seed(settings.seed)
+    model = checkpoint.load_model(newest[0]) if newest else GPT(settings.model)
+    trainer = Trainer(
+        run,
+        model.to(settings.device),
+        tokenizer,
+        batches,
+        val_part,
+        settings,
+        documents={"run": config.to_dict(settings)},
+        observers=observers,
+        resume_from=newest[0] if newest else None,
+    )
+    try:
+        return trainer.train()
+    finally:
+        plot_metrics(run)
+
+
+def _claim(run: Path, settings: PretrainConfig, resume: bool) -> None:
+    """Make the run's folder ours, or say why it cannot be."""
+    stored = run / "config.toml"
+    if stored.exists():
+        if not resume:
+            raise ClearheadError(
+                f"{run} holds another run; go on with it by --resume, or choose another --out"
+            )
+        before = config.to_dict(config.load(PretrainConfig, stored))
+        changed = _changes(before, config.to_dict(settings))
+        if changed:
+            raise ClearheadError(
+                f"the run in {run} was begun with other settings: {', '.join(changed)}; "
+                "leave them as they were, or choose another --out"
+            )
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ClearheadError(f"{run} exists and is no run of clearhead; choose another --out")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        config.write_toml(stored, settings)
+    except OSError as error:
+        raise ClearheadError(f"cannot make the run's folder {run}: {error.strerror}") from error
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Say which settings differ; `auto` fits whatever it was resolved to."""
+    changed = []
+    for key, value in now.items():
+        old, name = before[key], prefix + key
+        if isinstance(value, Mapping):
+            changed += _changes(old, value, f"{name}.")
+        elif old != value and "auto" not in (old, value) and name not in _MAY_CHANGE_ON_RESUME:
+            changed.append(f"{name} was {old}, not {value}")
+    return changed
+
+
+def _corpus(
+    settings: PretrainConfig,
+    sources: Sequence[str],
+    place: Path,
+    tokenizer: Tokenizer | None,
+    on_prepare: Callable[[int, int], None] | None,
+) -> tuple[TokenDataset, Tokenizer]:
+    """Return prepared text and its tokenizer, preparing it in `place` unless that is done."""
+    given = Path(sources[0])
+    folder = given if len(sources) == 1 and is_prepared(given) else place
+    if is_prepared(folder):
+        own = load_tokenizer(folder)
+        wanted = tokenizer.name if tokenizer else _tokenizer_name(settings)
+        differs = own.hash != tokenizer.hash if tokenizer else own.name != wanted
+        if differs and (tokenizer or settings.tokenizer != "auto"):
+            raise ClearheadError(
+                f"{folder} was prepared with the tokenizer {own.name}, not with {wanted}"
+            )
+        return TokenDataset.open(folder), own
+    if tokenizer is None:
+        name = _tokenizer_name(settings)
+        tokenizer = train_tokenizer(name, sources, encoding=settings.encoding)
+    prepare(sources, place, tokenizer, encoding=settings.encoding, progress=on_prepare)
+    return TokenDataset.open(place), tokenizer
+
+
+def _tokenizer_name(settings: PretrainConfig) -> str:
+    if settings.tokenizer != "auto":
+        return settings.tokenizer
+    size = settings.model.vocab_size
+    return "gpt2" if size == GPTConfig.vocab_size else f"bpe:{size}"
+
+
+def _resolve(settings: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
+    """Return the settings with what was `auto` decided."""
+    device = resolve_device(settings.device)
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if faster_dtype(device) == torch.bfloat16 else "float32"
+    name = tokenizer.name if settings.tokenizer == "auto" else settings.tokenizer
+    return replace(
+        settings,
+        device=str(device),
+        dtype=dtype,
+        tokenizer=name,
+        model=replace(settings.model, vocab_size=tokenizer.vocab_size),
+    )
+
+
+def _write_run(run: Path, settings: PretrainConfig) -> None:
+    """Write down what the run is made of: its full config, and what it runs on."""
+    config.write_toml(run / "config.toml", settings)
+    environment = {
+        "command": sys.argv,
+        "python": python_version(),
+        "platform": platform(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "threads": torch.get_num_threads(),
+    }
+    with atomic_write(run / "environment.json") as file:
+        file.write(json.dumps(environment, indent=2).encode())
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(under)
+    for key, value in over.items():
+        below = both.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        both[key] = _laid_over(below, value) if nested else value  # type: ignore[arg-type]
+    return both

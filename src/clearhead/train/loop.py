@@ -1,0 +1,284 @@
+"""The one training loop: save, evaluate, step, and begin again, until done or told to stop."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clearhead import checkpoint
+from clearhead.data import Batches, TokenSpan, windows
+from clearhead.errors import ClearheadError
+from clearhead.files import atomic_write
+from clearhead.model import GPT
+from clearhead.tokenizer import Tokenizer
+from clearhead.train.config import TrainConfig
+from clearhead.train.diagnose import first_non_finite
+from clearhead.train.evaluate import Evaluation, evaluate
+from clearhead.train.events import (
+    Evaluated,
+    Event,
+    Observer,
+    Saved,
+    Started,
+    Stepped,
+    TrainingResult,
+)
+from clearhead.train.metrics import MetricsLog
+from clearhead.train.optim import (
+    build_optimizers,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from clearhead.train.schedule import rate_factor
+from clearhead.train.signals import StopRequest
+from clearhead.train.state import TrainerState, random_state, restore_random_state
+from clearhead.train.step import Gradient, apply_gradient, compute_gradient
+
+_PLAN_AT_STEP = 20
+_EVALUATIONS = 10
+
+
+class Trainer:
+    """A run of training, in a folder, that can be killed at any moment and go on bit for bit.
+
+    Args:
+        run: The run's folder; checkpoints and metrics.jsonl are written there.
+        model: The model, on its device; with `resume_from`, that checkpoint's.
+        tokenizer: Saved with each checkpoint.
+        batches: What to train on, a pure function of the step.
+        held_out: What to evaluate on.
+        config: How to train; `device` and `dtype` are no longer `auto`.
+        documents: JSON documents to save in each checkpoint, by name.
+        observers: Called with each event, in order.
+        resume_from: The checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        model: GPT,
+        tokenizer: Tokenizer,
+        batches: Batches,
+        held_out: TokenSpan,
+        config: TrainConfig,
+        *,
+        documents: Mapping[str, Mapping[str, Any]],
+        observers: Sequence[Observer] = (),
+        resume_from: Path | None = None,
+    ) -> None:
+        self.run, self.model, self.tokenizer = run, model, tokenizer
+        self.batches, self.held_out, self.config = batches, held_out, config
+        self.documents, self.observers = documents, observers
+        self.optimizers = build_optimizers(model, config.optimizer)
+        self.dtype = getattr(torch, config.dtype)
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        self.log = MetricsLog(run)
+        self.state = TrainerState(steps=config.steps)
+        self.evaluation: Evaluation | None = None
+        checkpoint.remove_leftovers(run)
+        if resume_from is not None:
+            self._restore(resume_from)
+        self.log.rewind(self.state.step)
+        self._write_best()
+        if config.compile:
+            for block in model.blocks:
+                block.compile()
+
+    def train(self) -> TrainingResult:
+        """Train to the end, or until SIGINT or SIGTERM asks to stop; either way it is all saved.
+
+        Raises:
+            ClearheadError: The loss is no longer finite, memory or disk is full.
+        """
+        self.model.train()
+        self._tell(self._started())
+        stop = StopRequest()
+        with stop:
+            while self.state.steps is None or self.state.step < self.state.steps:
+                if self._evaluation_is_due():
+                    self._save()
+                    self._evaluate()
+                if stop.requested:
+                    break
+                self._step()
+        path = self._save()
+        finished = self.state.step == self.state.steps
+        if finished:
+            self._evaluate()
+        state = self.state
+        return TrainingResult(
+            state.step, finished, path, self.evaluation, state.best_step, state.best_loss
+        )
+
+    def _started(self) -> Started:
+        return Started(
+            step=self.state.step,
+            steps=self.state.steps,
+            n_parameters=self.model.n_parameters(),
+            train_tokens=len(self.batches.span),
+            held_out_tokens=len(self.held_out),
+            tokenizer=self.tokenizer.name,
+            device=str(self.model.device),
+            dtype=self.config.dtype,
+        )
+
+    def _step(self) -> None:
+        state, began = self.state, time.perf_counter()
+        factor = rate_factor(self.config.schedule, state.step, state.steps)
+        set_learning_rate(self.optimizers, factor)
+        inputs, targets = (part.to(self.model.device) for part in self.batches.at(state.step))
+        gradient = self._gradient(inputs, targets)
+        apply_gradient(self.optimizers)
+        seconds = time.perf_counter() - began
+        tokens_per_second = targets.numel() / seconds
+        self.state = replace(state, step=state.step + 1, seconds=state.seconds + seconds)
+        self.log.append(
+            {
+                "step": state.step,
+                "loss": gradient.loss,
+                "grad_norm": gradient.norm,
+                "lr_factor": factor,
+                "tokens_per_second": round(tokens_per_second, 1),
+                "seconds": round(self.state.seconds, 3),
+            }
+        )
+        self._plan()
+        left = self._seconds_left()
+        steps = self.state.steps
+        self._tell(Stepped(self.state.step, steps, gradient.loss, tokens_per_second, left))
+
+    def _gradient(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Gradient:
+        random = random_state()
+        try:
+            gradient = compute_gradient(
+                self.model,
+                inputs,
+                targets,
+                micro_batch_size=self.config.micro_batch_size or len(inputs),
+                dtype=self.dtype,
+                max_grad_norm=self.config.optimizer.max_grad_norm,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            restore_random_state(*random)
+            raise ClearheadError(
+                f"out of memory at step {self.state.step}; everything is saved in {self._save()}: "
+                f"go on with --resume and a --micro-batch-size below "
+                f"{self.config.micro_batch_size or len(inputs)}, which keeps the effective batch"
+            ) from error
+        if not gradient.finite:
+            where = first_non_finite(self.model, inputs, self.dtype)
+            whole = checkpoint.list_checkpoints(self.run)
+            last = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint yet"
+            raise ClearheadError(
+                f"the loss is {gradient.loss} and the gradient's norm {gradient.norm} at step "
+                f"{self.state.step}; it begins in {where}; {last}; "
+                "try a lower learning rate or a longer warm-up"
+            )
+        return gradient
+
+    def _evaluation_is_due(self) -> bool:
+        step, steps = self.state.step, self.state.steps
+        every = self.config.evaluate_every or (-(-steps // _EVALUATIONS) if steps else 0)
+        return every > 0 and step > 0 and step % every == 0
+
+    def _evaluate(self) -> None:
+        size, length = self.config.batch_size, self.batches.context_length
+        limit = max(1, self.config.evaluation_tokens // (size * length))
+        batches = windows(self.held_out, length, size, limit)
+        self.evaluation = evaluate(self.model, batches, self.token_bytes, self.dtype)
+        loss = self.evaluation.loss
+        is_best = self.state.best_loss is None or loss < self.state.best_loss
+        if is_best:
+            self.state = replace(self.state, best_step=self.state.step, best_loss=loss)
+            self._write_best()
+        self.log.append(
+            {
+                "step": self.state.step,
+                "val_loss": loss,
+                "bits_per_byte": self.evaluation.bits_per_byte,
+            }
+        )
+        checkpoint.prune(self.run, self.config.keep_checkpoints, self.state.best_step)
+        self._tell(Evaluated(self.state.step, self.evaluation, is_best))
+
+    def _plan(self) -> None:
+        """Decide how many steps fit into the minutes given, once the speed is known."""
+        state, minutes = self.state, self.config.minutes
+        if minutes is None or state.steps is not None:
+            return
+        if state.step < _PLAN_AT_STEP and state.seconds < 0.25 * minutes * 60:
+            return
+        recent = self.log.read()[state.step // 2 :]
+        seconds = sorted(self._tokens_per_step() / r["tokens_per_second"] for r in recent)
+        a_step = seconds[len(seconds) // 2]
+        # A forward pass is a third of a step, and evaluations are forward passes.
+        evaluated = min(self.config.evaluation_tokens, len(self.held_out))
+        an_evaluation = a_step / 3 * evaluated / self._tokens_per_step()
+        left = minutes * 60 - state.seconds - _EVALUATIONS * an_evaluation
+        self.state = replace(state, steps=state.step + max(1, int(left / a_step)))
+
+    def _tokens_per_step(self) -> int:
+        return self.config.batch_size * self.batches.context_length
+
+    def _seconds_left(self) -> float | None:
+        if self.state.steps is None:
+            return None
+        return (self.state.steps - self.state.step) * self.state.seconds / self.state.step
+
+    def _save(self) -> Path:
+        path = checkpoint.checkpoint_path(self.run, self.state.step)
+        if path.exists():
+            return path
+        self.log.sync()
+        random_tensors, random_document = random_state()
+        checkpoint.save(
+            path,
+            self.model,
+            self.tokenizer,
+            tensors={
+                "optimizer": optimizer_tensors(self.model, self.optimizers),
+                "random": random_tensors,
+            },
+            documents={
+                **self.documents,
+                "trainer": asdict(self.state),
+                "random": random_document,
+            },
+        )
+        self._tell(Saved(path))
+        return path
+
+    def _restore(self, path: Path) -> None:
+        self.state = TrainerState(**checkpoint.load_document(path, "trainer"))
+        tensors = checkpoint.load_tensors(path, "optimizer")
+        load_optimizer_tensors(self.model, self.optimizers, tensors)
+        random_tensors = checkpoint.load_tensors(path, "random")
+        restore_random_state(random_tensors, checkpoint.load_document(path, "random"))
+
+    def _write_best(self) -> None:
+        path = self.run / "best.json"
+        if self.state.best_step is None:
+            path.unlink(missing_ok=True)
+            return
+        with atomic_write(path) as file:
+            best = {"step": self.state.best_step, "val_loss": self.state.best_loss}
+            file.write(json.dumps(best).encode())
+
+    def _tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer(event)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
+        error
+    )

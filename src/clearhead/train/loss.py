@@ -1,0 +1,90 @@
+"""The loss of predicting each next token, without ever holding all the logits."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+_LOGITS_AT_ONCE = 2**26
+_LOGITS_IN_CACHE = 2**20
+
+
+def summed_loss(
+    hidden: Float[Tensor, "B T D"], unembedding: Float[Tensor, "V D"], targets: Int[Tensor, "B T"]
+) -> Float[Tensor, ""]:
+    """Return the cross entropy of `targets` under softmax(hidden · unembeddingᵀ), summed, in nats.
+
+    The logits of a large vocabulary take more memory than the rest of a small model, and most of
+    its time; here they exist for a chunk of tokens at a time, and become their own gradient in
+    place. The loss is taken in fp32; under autocast the matrix products run in its dtype.
+
+    Args:
+        hidden: The residual stream that the unembedding reads.
+        unembedding: The head's weight.
+        targets: The token that follows each position; `IGNORED` ones count nothing.
+    """
+    return _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, 1), unembedding, targets.flatten()
+    )
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "N D"],
+        unembedding: Float[Tensor, "V D"],
+        targets: Int[Tensor, " N"],
+    ) -> Float[Tensor, ""]:
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        learn = any(ctx.needs_input_grad)
+        weight = unembedding.to(dtype)
+        grad_hidden = torch.empty_like(hidden) if learn else None
+        grad_weight = torch.zeros_like(unembedding) if learn else None
+        total = torch.zeros(
+            (), device=hidden.device, dtype=torch.promote_types(dtype, torch.float32)
+        )
+        chunk = max(1, _LOGITS_AT_ONCE // len(weight))
+        for start in range(0, len(hidden), chunk):
+            part = hidden[start : start + chunk].to(dtype)  # [C, D]
+            logits = part @ weight.T  # [C, V]
+            total += _loss_and_gradient(logits, targets[start : start + chunk], learn)
+            if grad_hidden is not None and grad_weight is not None:
+                grad_hidden[start : start + chunk] = logits @ weight
+                grad_weight += logits.T @ part
+        if learn:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Float[Tensor, ""]) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None
+
+
+def _loss_and_gradient(
+    logits: Float[Tensor, "C V"], targets: Int[Tensor, " C"], learn: bool
+) -> Float[Tensor, ""]:
+    """Sum the losses; where `learn` is set, turn the logits into the loss's gradient in place."""
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    total = torch.zeros((), device=logits.device, dtype=precise)
+    rows = len(logits)
+    if logits.device.type == "cpu":
+        rows = max(1, _LOGITS_IN_CACHE // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        some, wanted = logits[start : start + rows], targets[start : start + rows, None]
+        counts = wanted != IGNORED
+        wanted = wanted.where(counts, 0)
+        log_probabilities = torch.log_softmax(some.to(precise), dim=-1)
+        total -= (log_probabilities.gather(1, wanted) * counts).sum()
+        if learn:
+            some.copy_(log_probabilities.exp_())
+            some.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=some.dtype))
+            some.mul_(counts)
+    return total

@@ -1,0 +1,77 @@
+"""The record of a run: metrics.jsonl, and the picture of it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clearhead.files import atomic_write
+
+
+class MetricsLog:
+    """Lines of JSON in `RUN/metrics.jsonl`, one a step and one an evaluation."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "metrics.jsonl"
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line; it is in the system's hands when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def sync(self) -> None:
+        """Make the lines written so far durable."""
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all whole lines; a last line that a crash cut short is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded at or after `step`: it is about to be computed again."""
+        kept = [record for record in self.read() if record["step"] < step]
+        with atomic_write(self.path) as file:
+            for record in kept:
+                file.write((json.dumps(record) + "\n").encode())
+
+
+def plot_metrics(run: Path) -> Path:
+    """Draw `RUN/loss.png` from `RUN/metrics.jsonl`: training and validation loss by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = MetricsLog(run).read()
+    training = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    held_out = [(r["step"], r["val_loss"], r["bits_per_byte"]) for r in records if "val_loss" in r]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if training:
+        axes.plot(*zip(*training, strict=True), color="#9ecae1", linewidth=1, label="training")
+    if held_out:
+        steps, losses, bits = zip(*held_out, strict=True)
+        axes.plot(steps, losses, "o-", color="#d95f02", markersize=4, label="held-out text")
+        axes.annotate(
+            f"{losses[-1]:.3f} nats a token\n{bits[-1]:.3f} bits a byte",
+            (steps[-1], losses[-1]),
+            xytext=(0, 18),
+            textcoords="offset points",
+            ha="right",
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_title(f"{run.name}: loss over the run")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if records:
+        axes.legend(frameon=False)
+    path = run / "loss.png"
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return path
