@@ -28,7 +28,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: GPT,
-    batches: Iterable[tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]],
+    batches: Iterable[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]],
     token_bytes: Int[Tensor, " V"],
     dtype: torch.dtype,
 ) -> Evaluation:

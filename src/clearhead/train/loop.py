@@ -1,6 +1,5 @@
 """The one training loop: save, evaluate, step, and begin again, until done or told to stop."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,7 +13,6 @@ from torch import Tensor
 from clearhead import checkpoint
 from clearhead.data import Batches, TokenSpan, windows
 from clearhead.errors import ClearheadError
-from clearhead.files import atomic_write
 from clearhead.model import GPT
 from clearhead.tokenizer import Tokenizer
 from clearhead.train.config import TrainConfig
@@ -86,7 +84,7 @@ class Trainer:
         if resume_from is not None:
             self._restore(resume_from)
         self.log.rewind(self.state.step)
-        self._write_best()
+        checkpoint.mark_best(self.run, self.state.best_step, self.state.best_loss)
         if config.compile:
             for block in model.blocks:
                 block.compile()
@@ -199,7 +197,7 @@ class Trainer:
         is_best = self.state.best_loss is None or loss < self.state.best_loss
         if is_best:
             self.state = replace(self.state, best_step=self.state.step, best_loss=loss)
-            self._write_best()
+            checkpoint.mark_best(self.run, self.state.step, loss)
         self.log.append(
             {
                 "step": self.state.step,
@@ -263,15 +261,6 @@ class Trainer:
         load_optimizer_tensors(self.model, self.optimizers, tensors)
         random_tensors = checkpoint.load_tensors(path, "random")
         restore_random_state(random_tensors, checkpoint.load_document(path, "random"))
-
-    def _write_best(self) -> None:
-        path = self.run / "best.json"
-        if self.state.best_step is None:
-            path.unlink(missing_ok=True)
-            return
-        with atomic_write(path) as file:
-            best = {"step": self.state.best_step, "val_loss": self.state.best_loss}
-            file.write(json.dumps(best).encode())
 
     def _tell(self, event: Event) -> None:
         for observer in self.observers:

@@ -1,0 +1,186 @@
+"""One checkpoint: a Hugging Face folder, with what only we need in its subfolder clearhead/."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clearhead.checkpoint import checksums
+from clearhead.checkpoint.checksums import CHECKSUMS, OWN, read_json, write_json
+from clearhead.checkpoint.formats import huggingface
+from clearhead.checkpoint.tensors import open_tensors, read_tensors, write_tensors
+from clearhead.errors import ClearheadError
+from clearhead.files import fsync_dir
+from clearhead.model import GPT, GPTConfig
+from clearhead.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def save(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]] = _NOTHING,
+    documents: Mapping[str, Mapping[str, Any]] = _NOTHING,
+) -> None:
+    """Save a model as a folder that transformers loads too, wholly or not at all.
+
+    Args:
+        folder: The folder to make; it must not exist.
+        model: The model.
+        tokenizer: The one that it was trained with.
+        tensors: What else is to be kept, by the name under which `load_tensors` finds it.
+        documents: The same for what JSON holds and `load_document` finds.
+
+    Raises:
+        ClearheadError: The folder exists, the tokenizer is another model's, or the files cannot
+            be written. Nothing of the attempt is left, and earlier checkpoints are as they were.
+    """
+    _check_names([*tensors, *documents])
+    _check_tokenizer(folder, model.config, tokenizer)
+    if folder.exists():
+        raise ClearheadError(f"{folder} exists already; delete it, or save under another name")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        _make_parent(folder)
+        _write(temporary, model, tokenizer, tensors, documents)
+        temporary.rename(folder)
+        fsync_dir(folder.parent)
+    except OSError as error:
+        raise ClearheadError(_failure(folder, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+) -> tuple[GPT, Tokenizer]:
+    """Load a checkpoint's model, in evaluation mode, and its tokenizer.
+
+    Args:
+        folder: The checkpoint, of our making or another's; see `resolve` for a run's.
+        device: Where the weights go.
+        dtype: What the weights become; as saved by default.
+        verify: Whether to compare the files with their checksums first.
+
+    Raises:
+        ClearheadError: A file is missing or damaged, or the files do not fit together.
+    """
+    if verify and checksums.is_sealed(folder):
+        checksums.verify(folder, CONFIG, WEIGHTS, *_TOKENIZER)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    _check_tokenizer(folder, config, tokenizer)
+    return _load_model(folder, config, device, dtype), tokenizer
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+) -> GPT:
+    """Load a checkpoint's model alone; see `load`."""
+    if verify and checksums.is_sealed(folder):
+        checksums.verify(folder, CONFIG, WEIGHTS)
+    return _load_model(folder, read_config(folder), device, dtype)
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Load the tensors that were saved as `tensors[name]`, on the CPU, verified.
+
+    Raises:
+        ClearheadError: The checkpoint has none of this name, or the file is damaged.
+    """
+    checksums.verify(folder, f"{OWN}/{name}.safetensors")
+    return read_tensors(folder / OWN / f"{name}.safetensors")
+
+
+def load_document(folder: Path, name: str) -> dict[str, Any]:
+    """Load what was saved as `documents[name]`, verified.
+
+    Raises:
+        ClearheadError: The checkpoint has none of this name, or the file is damaged.
+    """
+    checksums.verify(folder, f"{OWN}/{name}.json")
+    return read_json(folder / OWN / f"{name}.json")
+
+
+def read_config(folder: Path) -> GPTConfig:
+    """Read the model's config from config.json; see `load`."""
+    return huggingface.config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
+
+
+def _load_model(
+    folder: Path, config: GPTConfig, device: torch.device | str, dtype: torch.dtype | None
+) -> GPT:
+    with open_tensors(folder / WEIGHTS) as file:
+        return huggingface.from_file(file, config, torch.device(device), dtype)
+
+
+def _write(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    documents: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write every file of a checkpoint, to the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / OWN).mkdir(parents=True)
+    dtype, end_of_text = model.head.weight.dtype, tokenizer.end_of_text
+    write_json(folder / CONFIG, huggingface.config_to_json(model.config, dtype, end_of_text))
+    write_json(folder / "generation_config.json", huggingface.generation_config(end_of_text))
+    write_tensors(folder / WEIGHTS, huggingface.to_file(model))
+    save_tokenizer(tokenizer, folder)
+    for name, group in tensors.items():
+        write_tensors(folder / OWN / f"{name}.safetensors", group)
+    for name, document in documents.items():
+        write_json(folder / OWN / f"{name}.json", document)
+    checksums.seal(folder)
+
+
+def _make_parent(folder: Path) -> None:
+    if not folder.parent.is_dir():
+        folder.parent.mkdir(parents=True)
+        fsync_dir(folder.parent.parent)
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_]+", name) or f"{OWN}/{name}.json" == CHECKSUMS:
+            raise ValueError(f"a checkpoint cannot hold something called {name!r}")
+
+
+def _check_tokenizer(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ClearheadError(
+            f"{folder}: the model has a vocabulary of {config.vocab_size}, its tokenizer "
+            f"({tokenizer.name}) one of {tokenizer.vocab_size}; they do not belong together"
+        )
+
+
+def _failure(folder: Path, error: OSError) -> str:
+    """Say why saving failed, and what is still there."""
+    earlier = [path.parent.parent.name for path in folder.parent.glob(f"[!.]*/{CHECKSUMS}")]
+    kept = f"the previous checkpoint, {max(earlier)}, stays whole" if earlier else "nothing is lost"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"disk full while saving {folder}: {kept}; make room, then go on"
+    return f"cannot save {folder}: {error.strerror or error}; {kept}"

@@ -1,0 +1,1 @@
+"""One module a foreign format, each one name table used both ways."""

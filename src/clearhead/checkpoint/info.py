@@ -1,0 +1,60 @@
+"""What a checkpoint holds, without loading it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clearhead.checkpoint.checksums import CHECKSUMS, OWN, read_json
+from clearhead.checkpoint.folder import WEIGHTS, read_config
+from clearhead.checkpoint.formats import huggingface
+from clearhead.checkpoint.runs import resolve, step_of
+from clearhead.checkpoint.tensors import open_tensors
+from clearhead.model import GPTConfig
+from clearhead.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `clearhead info` shows of a checkpoint."""
+
+    path: Path
+    """The checkpoint's folder."""
+    config: GPTConfig
+    """The model's shape."""
+    n_parameters: int
+    """How many weights it has, a tied head once."""
+    dtype: str
+    """Their type as safetensors writes it, "F32" for example."""
+    tokenizer: str
+    """The tokenizer's name."""
+    step: int | None
+    """The training step that it was saved at, where its name tells."""
+    files: dict[str, int]
+    """Every file's size in bytes."""
+    documents: dict[str, dict[str, Any]]
+    """What the trainer wrote beside the weights, by name."""
+
+
+def describe(path: Path) -> CheckpointInfo:
+    """Describe a checkpoint, or the newest one of a run, from its headers alone.
+
+    Raises:
+        ClearheadError: It is no checkpoint, or what is read of it is damaged.
+    """
+    folder = resolve(path)
+    config = read_config(folder)
+    with open_tensors(folder / WEIGHTS) as file:
+        huggingface.check(file, config)
+        dtype = next(iter(file.header.values())).dtype
+    files = sorted(one for one in folder.rglob("*") if one.is_file())
+    documents = [one for one in sorted((folder / OWN).glob("*.json")) if one != folder / CHECKSUMS]
+    return CheckpointInfo(
+        path=folder,
+        config=config,
+        n_parameters=huggingface.n_parameters(config),
+        dtype=dtype,
+        tokenizer=load_tokenizer(folder).name,
+        step=step_of(folder),
+        files={one.relative_to(folder).as_posix(): one.stat().st_size for one in files},
+        documents={one.stem: read_json(one) for one in documents},
+    )

@@ -1,0 +1,52 @@
+"""A small random model, as ours and as transformers'."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from clearhead.checkpoint.formats.huggingface import to_file
+from clearhead.model import GPT, GPTConfig
+
+CONFIG = GPTConfig(
+    vocab_size=61, context_length=24, d_model=32, n_heads=4, n_layers=3, layer_norm_epsilon=1e-3
+)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on two threads, far more so where others use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from zero biases and unit norms
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture
+def theirs(model: GPT) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=CONFIG.vocab_size,
+        n_positions=CONFIG.context_length,
+        n_embd=CONFIG.d_model,
+        n_head=CONFIG.n_heads,
+        n_layer=CONFIG.n_layers,
+        layer_norm_epsilon=CONFIG.layer_norm_epsilon,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    reference = GPT2LMHeadModel(config).eval()
+    left = reference.load_state_dict(to_file(model), strict=False)
+    assert left.missing_keys == ["lm_head.weight"]  # tied
+    assert not left.unexpected_keys
+    return reference
