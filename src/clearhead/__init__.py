@@ -1,3 +1,112 @@
 """A complete GPT that one can train, use and see through."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from clearhead.errors import ClearheadError
+
+if TYPE_CHECKING:
+    from clearhead.checkpoint import CheckpointInfo
+    from clearhead.checkpoint import describe as describe_checkpoint
+    from clearhead.checkpoint import save as save
+    from clearhead.data import Manifest, TokenDataset, iter_documents, prepare
+    from clearhead.data import describe as describe_data
+    from clearhead.engine import SamplingConfig, generate_ids
+    from clearhead.model import GPT, GPTConfig, KVCache, preset
+    from clearhead.recipes.generate import Completion, generate
+    from clearhead.recipes.load import load
+    from clearhead.recipes.pretrain import PretrainConfig, load_config, pretrain, recipe
+    from clearhead.recipes.tokenize import bytes_per_token, train_tokenizer
+    from clearhead.tokenizer import (
+        Tokenizer,
+        build_tokenizer,
+        load_tokenizer,
+        save_tokenizer,
+        show_tokens,
+        text_to_token_ids,
+        token_ids_to_text,
+    )
+    from clearhead.train import TrainingResult
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "CheckpointInfo",
+    "ClearheadError",
+    "Completion",
+    "GPTConfig",
+    "KVCache",
+    "Manifest",
+    "PretrainConfig",
+    "SamplingConfig",
+    "TokenDataset",
+    "Tokenizer",
+    "TrainingResult",
+    "build_tokenizer",
+    "bytes_per_token",
+    "describe_checkpoint",
+    "describe_data",
+    "generate",
+    "generate_ids",
+    "iter_documents",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "prepare",
+    "preset",
+    "pretrain",
+    "recipe",
+    "save",
+    "save_tokenizer",
+    "show_tokens",
+    "text_to_token_ids",
+    "token_ids_to_text",
+    "train_tokenizer",
+]
+
+# Where each name lives; most need torch, which takes seconds to import, so they wait for their use.
+_HOMES = {
+    "GPT": "model.GPT",
+    "CheckpointInfo": "checkpoint.CheckpointInfo",
+    "Completion": "recipes.generate.Completion",
+    "GPTConfig": "model.GPTConfig",
+    "KVCache": "model.KVCache",
+    "Manifest": "data.Manifest",
+    "PretrainConfig": "recipes.pretrain.PretrainConfig",
+    "SamplingConfig": "engine.SamplingConfig",
+    "TokenDataset": "data.TokenDataset",
+    "Tokenizer": "tokenizer.Tokenizer",
+    "TrainingResult": "train.TrainingResult",
+    "build_tokenizer": "tokenizer.build_tokenizer",
+    "bytes_per_token": "recipes.tokenize.bytes_per_token",
+    "describe_checkpoint": "checkpoint.describe",
+    "describe_data": "data.describe",
+    "generate": "recipes.generate.generate",
+    "generate_ids": "engine.generate_ids",
+    "iter_documents": "data.iter_documents",
+    "load": "recipes.load.load",
+    "load_config": "recipes.pretrain.load_config",
+    "load_tokenizer": "tokenizer.load_tokenizer",
+    "prepare": "data.prepare",
+    "preset": "model.preset",
+    "pretrain": "recipes.pretrain.pretrain",
+    "recipe": "recipes.pretrain.recipe",
+    "save": "checkpoint.save",
+    "save_tokenizer": "tokenizer.save_tokenizer",
+    "show_tokens": "tokenizer.show_tokens",
+    "text_to_token_ids": "tokenizer.text_to_token_ids",
+    "token_ids_to_text": "tokenizer.token_ids_to_text",
+    "train_tokenizer": "recipes.tokenize.train_tokenizer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].rpartition(".")
+    return getattr(import_module(f"clearhead.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

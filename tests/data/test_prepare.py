@@ -165,7 +165,9 @@ def test_other_arguments_are_refused_and_the_same_return_at_once(corpus, tmp_pat
     out = tmp_path / "out"
     made = prepare([corpus], out, TOKENIZER, processes=1)
     before = content(out)
-    assert "another tokenizer (BytesTokenizer, now WideTokenizer)" in refused([corpus], out, WideTokenizer())
+    assert "another tokenizer (BytesTokenizer, now WideTokenizer)" in refused(
+        [corpus], out, WideTokenizer()
+    )
     assert "another shard_tokens" in refused([corpus], out, TOKENIZER, shard_tokens=5)
     monkeypatch.setattr(BytesTokenizer, "encode_ordinary", None)
     assert prepare([corpus], out, TOKENIZER, processes=1) == made

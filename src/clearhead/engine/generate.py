@@ -202,6 +202,7 @@ def _checked(prompt: Sequence[int], row: int, config: GPTConfig) -> list[int]:
     if len(ids) > config.context_length:
         raise ClearheadError(
             f"prompt {row} has {len(ids)} tokens, {len(ids) - config.context_length} more than "
-            f"the model's context of {config.context_length}; shorten it, or truncate it left"
+            f"the model's context of {config.context_length}; shorten it, or drop its beginning "
+            "by --truncate left"
         )
     return ids

@@ -1,6 +1,7 @@
 """From sources of text to a trained model in a run folder."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,14 @@ from clearhead.train import (
     resolve_device,
 )
 
-_MAY_CHANGE_ON_RESUME = {"out", "evaluate_every", "evaluation_tokens", "keep_checkpoints"}
+_MAY_CHANGE_ON_RESUME = {
+    "out",
+    "evaluate_every",
+    "evaluation_tokens",
+    "keep_checkpoints",
+    "micro_batch_size",
+}
+_PREPARED = ("data", "val_data")
 _PACKAGES = ("clearhead", "torch", "numpy", "tokenizers", "tiktoken", "safetensors")
 
 
@@ -53,6 +61,8 @@ class PretrainConfig(TrainConfig):
     """The part of `data` that is held out where there is no `val_data`."""
     encoding: str = "utf-8"
     """How the text files are encoded."""
+    text_field: str = "text"
+    """The field or column that holds the text, in JSON lines and Parquet."""
     tokenizer: str = "auto"
     """gpt2, char, bytes, bpe:SIZE, or a folder with a tokenizer.json; auto is gpt2 for its
     vocabulary's size, and bpe of the model's vocab_size otherwise."""
@@ -108,8 +118,9 @@ def load_config(
         ClearheadError: A key is unknown or has the wrong type.
     """
     if resume_from is not None and (resume_from / "config.toml").exists():
-        return config.load(PretrainConfig, resume_from / "config.toml")
-    base = recipe(preset_name)
+        base = config.load(PretrainConfig, resume_from / "config.toml")
+    else:
+        base = recipe(preset_name)
     if path is None:
         return base
     over = config.load_toml(path)
@@ -146,9 +157,9 @@ def pretrain(
     keep_freed_memory()
     run = settings.out
     _claim(run, settings, resume)
-    dataset, tokenizer = _corpus(settings, settings.data, run / "data", None, on_prepare)
+    dataset, tokenizer = _corpus(settings, settings.data, run / _PREPARED[0], None, on_prepare)
     if settings.val_data:
-        place = run / "val_data"
+        place = run / _PREPARED[1]
         held_out, _ = _corpus(settings, settings.val_data, place, tokenizer, on_prepare)
         train_part = TokenSpan(dataset, 0, len(dataset), "document")
         val_part = TokenSpan(held_out, 0, len(held_out), "document")
@@ -181,26 +192,34 @@ def pretrain(
 def _claim(run: Path, settings: PretrainConfig, resume: bool) -> None:
     """Make the run's folder ours, or say why it cannot be."""
     stored = run / "config.toml"
-    if stored.exists():
-        if not resume:
-            raise ClearheadError(
-                f"{run} holds another run; go on with it by --resume, or choose another --out"
-            )
-        before = config.to_dict(config.load(PretrainConfig, stored))
-        changed = _changes(before, config.to_dict(settings))
-        if changed:
-            raise ClearheadError(
-                f"the run in {run} was begun with other settings: {', '.join(changed)}; "
-                "leave them as they were, or choose another --out"
-            )
-        return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ClearheadError(f"{run} exists and is no run of clearhead; choose another --out")
     try:
+        if not stored.exists() and run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise ClearheadError(f"{run} exists and is no run of clearhead; choose another --out")
+        changed: list[str] = []
+        if stored.exists():
+            before = config.to_dict(config.load(PretrainConfig, stored))
+            changed = _changes(before, config.to_dict(settings))
+        if (run / "checkpoints").exists():
+            _check_same_run(run, changed, resume)
+            return
+        for name in _PREPARED if changed else ():
+            shutil.rmtree(run / name, ignore_errors=True)
         run.mkdir(parents=True, exist_ok=True)
         config.write_toml(stored, settings)
     except OSError as error:
         raise ClearheadError(f"cannot make the run's folder {run}: {error.strerror}") from error
+
+
+def _check_same_run(run: Path, changed: list[str], resume: bool) -> None:
+    if not resume:
+        raise ClearheadError(
+            f"{run} holds another run; go on with it by --resume, or choose another --out"
+        )
+    if changed:
+        raise ClearheadError(
+            f"the run in {run} was begun with other settings: {', '.join(changed)}; "
+            "leave them as they were, or choose another --out"
+        )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -208,6 +227,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
     changed = []
     for key, value in now.items():
         old, name = before[key], prefix + key
+        if name == "model.vocab_size":
+            continue  # it follows the tokenizer
         if isinstance(value, Mapping):
             changed += _changes(old, value, f"{name}.")
         elif old != value and "auto" not in (old, value) and name not in _MAY_CHANGE_ON_RESUME:
@@ -224,21 +245,35 @@ def _corpus(
 ) -> tuple[TokenDataset, Tokenizer]:
     """Return prepared text and its tokenizer, preparing it in `place` unless that is done."""
     given = Path(sources[0])
-    folder = given if len(sources) == 1 and is_prepared(given) else place
-    if is_prepared(folder):
-        own = load_tokenizer(folder)
-        wanted = tokenizer.name if tokenizer else _tokenizer_name(settings)
-        differs = own.hash != tokenizer.hash if tokenizer else own.name != wanted
-        if differs and (tokenizer or settings.tokenizer != "auto"):
+    if len(sources) == 1 and is_prepared(given):
+        own = load_tokenizer(given)
+        wanted = tokenizer.name if tokenizer else settings.tokenizer
+        if own.hash != tokenizer.hash if tokenizer else wanted not in ("auto", own.name):
             raise ClearheadError(
-                f"{folder} was prepared with the tokenizer {own.name}, not with {wanted}"
+                f"{given} was prepared with the tokenizer {own.name}, not with {wanted}"
             )
-        return TokenDataset.open(folder), own
+        return TokenDataset.open(given), own
     if tokenizer is None:
-        name = _tokenizer_name(settings)
-        tokenizer = train_tokenizer(name, sources, encoding=settings.encoding)
-    prepare(sources, place, tokenizer, encoding=settings.encoding, progress=on_prepare)
+        tokenizer = load_tokenizer(place) if is_prepared(place) else _learn(settings)
+    if not is_prepared(place):
+        prepare(
+            sources,
+            place,
+            tokenizer,
+            encoding=settings.encoding,
+            field=settings.text_field,
+            progress=on_prepare,
+        )
     return TokenDataset.open(place), tokenizer
+
+
+def _learn(settings: PretrainConfig) -> Tokenizer:
+    return train_tokenizer(
+        _tokenizer_name(settings),
+        settings.data,
+        encoding=settings.encoding,
+        field=settings.text_field,
+    )
 
 
 def _tokenizer_name(settings: PretrainConfig) -> str:

@@ -1,5 +1,6 @@
 """A tokenizer learnt from sources of text."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from clearhead.tokenizer import Tokenizer, build_tokenizer
 
 _BPE_BYTES = 2**28
 _MEASURED_CHARS = 2**20
+
+_log = logging.getLogger(__name__)
 
 
 def train_tokenizer(
@@ -26,6 +29,8 @@ def train_tokenizer(
     Raises:
         ClearheadError: A source cannot be read, or there is no such tokenizer.
     """
+    if spec == "char" or spec.startswith("bpe:"):
+        _log.info("learning the tokenizer %s", spec)
     limit = _BPE_BYTES if spec.startswith("bpe:") else None
     return build_tokenizer(spec, lambda: _texts(sources, encoding, field, limit))
 

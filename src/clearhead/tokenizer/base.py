@@ -14,6 +14,21 @@ END_OF_TEXT = "<|endoftext|>"
 """The special token that stands between documents."""
 
 
+def encoded(text: str, encoding: str) -> bytes:
+    """Return the bytes of `text` in a Unicode encoding.
+
+    Raises:
+        ClearheadError: It has half of a surrogate pair, which no encoding has bytes for.
+    """
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise ClearheadError(
+            f"the text has {text[error.start]!r} at place {error.start}, half of a surrogate pair "
+            "and no character; leave it out, or read the text with errors='replace'"
+        ) from error
+
+
 class Tokenizer(ABC):
     """Turns text into token ids and back, without loss.
 
@@ -49,14 +64,16 @@ class Tokenizer(ABC):
         """Return the ids of `text`, in which nothing is special.
 
         Raises:
-            ClearheadError: The vocabulary lacks a character (char only).
+            ClearheadError: The vocabulary lacks a character (char only), or the text has half of a
+                surrogate pair.
         """
 
     def encode(self, text: str) -> UInt32[np.ndarray, " N"]:
         """Return the ids of `text`; `<|endoftext|>` in it is the special token.
 
         Raises:
-            ClearheadError: The vocabulary lacks a character (char only).
+            ClearheadError: The vocabulary lacks a character (char only), or the text has half of a
+                surrogate pair.
         """
         first, *others = text.split(END_OF_TEXT)
         ids = [self.encode_ordinary(first)]

