@@ -1,7 +1,6 @@
 """Preparing a corpus against a single-threaded tiktoken loop over the same documents, in turn."""
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -16,8 +15,8 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from clearhead.data import TokenDataset, prepare
-from clearhead.data.pieces import END_OF_TEXT
-from clearhead.tokenizer import build_tokenizer
+from clearhead.tokenizer import END_OF_TEXT, build_tokenizer
+from common import write_result
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a text file")
     parser.add_argument("--processes", type=int, help="the usable cores by default")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     megabytes = options.data.stat().st_size / 1e6
     tokenizer, encoding = build_tokenizer("gpt2"), _tiktoken_gpt2()
@@ -53,8 +52,7 @@ def main() -> None:
     }
     for name, value in figures.items():
         print(f"{name:>18} {value:,.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_result("prepare", figures, options.json)
 
 
 def _tiktoken_gpt2() -> tiktoken.Encoding:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from clearhead.data.pieces import END_OF_TEXT, cut_text, split_documents, without_blank
+from clearhead.data.pieces import cut_text, split_documents, without_blank
+from clearhead.tokenizer import END_OF_TEXT
 
 # Blanks of every sort that a Python or a Rust regex may call white space, and their neighbours.
 blanks = st.text(" \n\t\r\x0b\x0c\x1c\x1f\x85\xa0  　", min_size=1, max_size=6)

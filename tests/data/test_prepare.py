@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clearhead.data import TokenDataset, describe, is_prepared, prepare
-from clearhead.data.pieces import END_OF_TEXT
 from clearhead.errors import ClearheadError
+from clearhead.tokenizer import END_OF_TEXT
 
 TEXT = END_OF_TEXT.join(f"Document {n}: " + "wörd " * (n * 37 % 500) for n in range(60))
 MODULE = sys.modules["clearhead.data.prepare"]  # the package has the function under this name

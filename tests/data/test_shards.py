@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clearhead.data import TokenDataset, describe, is_prepared, prepare, split
-from clearhead.data.pieces import END_OF_TEXT
 from clearhead.errors import ClearheadError
+from clearhead.tokenizer import END_OF_TEXT
 
 LENGTHS = [100, 40, 300, 7, 1, 60]
 

@@ -77,6 +77,7 @@ def test_the_smallest_bpe_comes_back(tmp_path):
         ("bpe:290", ("model", "vocab", "a"), 2**40, "ids"),
         ("bpe:290", ("model", "vocab", "a"), 1.5, "whole number"),
         ("bpe:290", ("model", "vocab", "日"), 290, "ids"),
+        ("bpe:290", ("model", "vocab", END_OF_TEXT), 5, "two ids"),
         ("bpe:290", ("added_tokens",), [], "added_tokens"),
         ("bpe:290", ("added_tokens", 0, "content"), "</s>", "</s>"),
         ("bpe:290", ("added_tokens", 0, "lstrip"), True, "lstrip"),
@@ -95,6 +96,23 @@ def test_a_tokenizer_of_another_kind_says_what_is_not_read(tmp_path, spec, path,
     with pytest.raises(ClearheadError, match=message) as caught:
         loaded(tmp_path, parsed)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "token", "other", "message"),
+    [
+        ("bytes", "a", "日", "256 bytes"),
+        ("bytes", "a", "aa", "256 bytes"),
+        ("char", "x", "xx", "single characters"),
+        ("char", "x", "\ud800", "surrogates"),
+    ],
+)
+def test_a_vocabulary_of_other_tokens_is_refused(tmp_path, spec, token, other, message):
+    parsed = copy.deepcopy(SMALL[spec])
+    vocab = parsed["model"]["vocab"]
+    vocab[other] = vocab.pop(token)
+    with pytest.raises(ClearheadError, match=message):
+        loaded(tmp_path, parsed)
 
 
 def places(part, path=()):

