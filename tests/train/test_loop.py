@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,11 +128,26 @@ def test_nan_stops_and_names_step_layer_and_last_good_checkpoint(tmp_path, start
     assert checkpoint.list_checkpoints(tmp_path)[-1].name.endswith("4")
 
 
-def test_minutes_become_a_fixed_number_of_steps(tmp_path, start):
+def test_minutes_become_a_number_of_steps(tmp_path, start):
     events = []
     result = start(
-        tmp_path, observers=[events.append], steps=None, minutes=0.05, evaluate_every=None
+        tmp_path, observers=[events.append], steps=None, minutes=0.03, evaluate_every=None
     ).train()
-    planned = {event.steps for event in events if isinstance(event, Stepped)} - {None}
-    assert planned == {result.step}
+    planned = [event.steps for event in events if isinstance(event, Stepped)]
+    assert planned[0] is None
+    assert planned[-1] == result.step
     assert result.finished
+
+
+def test_a_slow_start_does_not_cut_the_run_short(tmp_path, start):
+    trainer = start(tmp_path, steps=None, minutes=1.0)
+    trainer._recent_seconds.extend([1.0] * 20)
+    trainer.state = replace(trainer.state, step=20, seconds=20.0)
+    trainer._plan()
+    first = trainer.state.steps
+    trainer._recent_seconds.extend([0.1] * 20)
+    assert trainer._may_plan()
+    trainer._plan()
+    assert trainer.state.steps > 5 * first
+    trainer.state = replace(trainer.state, step=trainer.state.steps - 1)
+    assert not trainer._may_plan()  # the rate is falling: the plan stands

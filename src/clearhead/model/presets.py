@@ -7,7 +7,7 @@ from clearhead.model.config import GPTConfig
 
 PRESETS: dict[str, GPTConfig] = {
     "nano": GPTConfig(
-        vocab_size=4096, context_length=256, d_model=256, n_heads=4, n_layers=4, dropout=0.0
+        vocab_size=4096, context_length=128, d_model=192, n_heads=6, n_layers=4, dropout=0.0
     ),
     "gpt2-124m": GPTConfig(),
     "gpt2-355m": GPTConfig(d_model=1024, n_heads=16, n_layers=24),

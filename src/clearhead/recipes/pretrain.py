@@ -90,7 +90,8 @@ def recipe(name: str) -> PretrainConfig:
     shape = preset(name)
     out = Path("runs") / name
     if name == "nano":
-        return PretrainConfig(model=shape, out=out, minutes=2.0)
+        rates = OptimizerConfig(learning_rate=5e-3, muon_learning_rate=0.03)
+        return PretrainConfig(model=shape, out=out, minutes=2.0, batch_size=16, optimizer=rates)
     # GPT-3 paper's sizes and rates for these widths; half a million tokens an update.
     rate = 6e-4 * (768 / shape.d_model) ** 0.5
     return PretrainConfig(

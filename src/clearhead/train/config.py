@@ -19,8 +19,7 @@ class TrainConfig:
     batch_size: int = 32
     """Sequences in one update: the effective batch."""
     micro_batch_size: int | None = None
-    """Sequences that go through the model at once; all by default. Changes memory, not results
-    beyond rounding."""
+    """Sequences that go through the model at once; all by default. Fewer take less memory."""
     evaluate_every: int | None = None
     """Steps between evaluations, each after a checkpoint; a tenth of the run by default."""
     evaluation_tokens: int = 200_000

@@ -1,6 +1,7 @@
 """The one training loop: save, evaluate, step, and begin again, until done or told to stop."""
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +41,8 @@ from clearhead.train.signals import StopRequest
 from clearhead.train.state import TrainerState, random_state, restore_random_state
 from clearhead.train.step import Gradient, apply_gradient, compute_gradient
 
-_PLAN_AT_STEP = 20
+_PLAN_AFTER = 4
+_RECENT = 20
 _EVALUATIONS = 10
 
 
@@ -81,7 +83,7 @@ class Trainer:
         self.log = MetricsLog(run)
         self.state = TrainerState(steps=config.steps)
         self.evaluation: Evaluation | None = None
-        self._step_seconds: list[float] = []
+        self._recent_seconds: deque[float] = deque(maxlen=_RECENT)
         checkpoint.remove_leftovers(run)
         if resume_from is not None:
             self._restore(resume_from)
@@ -105,6 +107,8 @@ class Trainer:
                 if self._evaluation_is_due():
                     self._save()
                     self._evaluate()
+                    if self._may_plan():
+                        self._plan()
                 if stop.requested:
                     break
                 self._step()
@@ -149,7 +153,9 @@ class Trainer:
                 "seconds": round(self.state.seconds, 3),
             }
         )
-        self._plan(seconds)
+        self._recent_seconds.append(seconds)
+        if self.state.steps is None and self._may_plan():
+            self._plan()
         left = self._seconds_left()
         steps = self.state.steps
         self._tell(Stepped(self.state.step, steps, gradient.loss, tokens_per_second, left))
@@ -194,7 +200,10 @@ class Trainer:
         size, length = self.config.batch_size, self.batches.context_length
         limit = max(1, self.config.evaluation_tokens // (size * length))
         batches = windows(self.held_out, length, size, limit)
+        began = time.perf_counter()
         self.evaluation = evaluate(self.model, batches, self.token_bytes, self.dtype)
+        spent = self.state.seconds + time.perf_counter() - began
+        self.state = replace(self.state, seconds=spent)
         loss = self.evaluation.loss
         is_best = self.state.best_loss is None or loss < self.state.best_loss
         if is_best:
@@ -210,24 +219,26 @@ class Trainer:
         checkpoint.prune(self.run, self.config.keep_checkpoints, self.state.best_step)
         self._tell(Evaluated(self.state.step, self.evaluation, is_best))
 
-    def _plan(self, seconds: float) -> None:
-        """Decide how many steps fit into the minutes given, once the speed is known.
-
-        Args:
-            seconds: What the last step took.
-        """
+    def _may_plan(self) -> bool:
+        """Say whether it is time to decide how many steps fit into the minutes given."""
         state, minutes = self.state, self.config.minutes
-        if minutes is None or state.steps is not None:
-            return
-        self._step_seconds.append(seconds)
-        a_quarter_is_over = state.step >= 4 and state.seconds > 0.25 * minutes * 60
-        if state.step < _PLAN_AT_STEP and not a_quarter_is_over:
-            return
-        a_step = median(self._step_seconds[len(self._step_seconds) // 2 :])
+        if minutes is None or len(self._recent_seconds) < _PLAN_AFTER:
+            return False
+        if state.steps is None:
+            a_quarter_is_over = state.seconds > 0.25 * minutes * 60
+            return len(self._recent_seconds) == _RECENT or a_quarter_is_over
+        # The plan may still be mended while the learning rate does not depend on it.
+        schedule = self.config.schedule
+        return schedule.kind == "wsd" and rate_factor(schedule, state.step, state.steps) == 1
+
+    def _plan(self) -> None:
+        state, minutes = self.state, self.config.minutes or 0.0
+        a_step = median(self._recent_seconds)
         # A forward pass is a third of a step, and evaluations are forward passes.
         evaluated = min(self.config.evaluation_tokens, len(self.held_out))
-        an_evaluation = a_step / 3 * evaluated / self._tokens_per_step()
-        left = minutes * 60 - state.seconds - _EVALUATIONS * an_evaluation
+        evaluations = _EVALUATIONS * (1 - state.seconds / (minutes * 60))
+        evaluating = evaluations * a_step / 3 * evaluated / self._tokens_per_step()
+        left = minutes * 60 - state.seconds - evaluating
         self.state = replace(state, steps=state.step + max(1, int(left / a_step)))
 
     def _tokens_per_step(self) -> int:
