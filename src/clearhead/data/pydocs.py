@@ -57,23 +57,26 @@ def pydocs_hash() -> str:
 
 
 def pydocs_documents() -> Iterator[tuple[str, int]]:
-    """Yield each document, with the bytes of the files that are read so far.
+    """Yield each document, with its share of the bytes of the files.
 
     A document is one topic of the language reference, or all docstrings of one module, each below
-    a line that names the object. Files that do not parse have no document.
+    a line that names the object. Files that do not parse have no document. The order is that of
+    the documents' hashes, so that the last ones, which are held out, are of the same kinds as the
+    others.
     """
     library = _library()
     topics, *modules = pydocs_files()
-    done = topics.stat().st_size
-    for text in _topics(topics):
-        yield text, done
-    for path in modules:
-        content = path.read_bytes()
-        done += len(content)
-        tree = _parse(content)
-        text = "\n\n".join(_docstrings(tree, _module_name(path, library), "module")) if tree else ""
-        if text:
-            yield text + "\n", done
+    texts = [*_topics(topics), *(_module_text(path, library) for path in modules)]
+    texts = sorted(filter(None, texts), key=lambda text: hashlib.sha256(text.encode()).digest())
+    size = sum(path.stat().st_size for path in (topics, *modules))
+    for number, text in enumerate(texts, start=1):
+        yield text, size * number // len(texts)
+
+
+def _module_text(path: Path, library: Path) -> str:
+    tree = _parse(path.read_bytes())
+    parts = list(_docstrings(tree, _module_name(path, library), "module")) if tree else []
+    return "\n\n".join(parts) + "\n" if parts else ""
 
 
 def _library() -> Path:

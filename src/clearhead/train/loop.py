@@ -194,7 +194,7 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         step, steps = self.state.step, self.state.steps
         every = self.config.evaluate_every or (-(-steps // _EVALUATIONS) if steps else 0)
-        return every > 0 and step > 0 and step % every == 0
+        return every > 0 and step - self.state.evaluated_step >= every
 
     def _evaluate(self) -> None:
         size, length = self.config.batch_size, self.batches.context_length
@@ -203,7 +203,7 @@ class Trainer:
         began = time.perf_counter()
         self.evaluation = evaluate(self.model, batches, self.token_bytes, self.dtype)
         spent = self.state.seconds + time.perf_counter() - began
-        self.state = replace(self.state, seconds=spent)
+        self.state = replace(self.state, seconds=spent, evaluated_step=self.state.step)
         loss = self.evaluation.loss
         is_best = self.state.best_loss is None or loss < self.state.best_loss
         if is_best:

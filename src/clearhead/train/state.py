@@ -18,6 +18,8 @@ class TrainerState:
     """Updates made so far; the next batch is that of this step."""
     steps: int | None = None
     """Updates that the run will make; None until a run of given minutes has measured its speed."""
+    evaluated_step: int = 0
+    """Updates made before the last evaluation."""
     best_step: int | None = None
     """The evaluated step with the lowest validation loss so far."""
     best_loss: float | None = None
