@@ -122,7 +122,7 @@ def test_a_folder_that_is_no_such_thing(refused, tmp_path, verb):
         ('seed = "one"\n', "seed is 'one'; it must be a whole number"),
         ("steps = \n", "not valid TOML"),
         ("steps = 1\nminutes = 2.0\n", "give steps or minutes, not both"),
-        ("[model]\nn_heads = 3\n", "n_heads=3 does not divide d_model=256"),
+        ("[model]\nd_model = 256\nn_heads = 3\n", "n_heads=3 does not divide d_model=256"),
     ],
 )
 def test_a_mistake_in_the_config_file(refused, tmp_path, content, told):
@@ -141,7 +141,7 @@ def test_a_mistake_in_the_config_file(refused, tmp_path, content, told):
         (["--preset", "nanno"], "no preset is called 'nanno'; did you mean 'nano'?"),
         (["--steps", "1", "--minutes", "1"], "give --steps or --minutes, not both"),
         (
-            ["--model.n-heads", "3"],
+            ["--model.d-model", "256", "--model.n-heads", "3"],
             "n_heads=3 does not divide d_model=256; the nearest that do: 2 or 4",
         ),
         (["--steps", "0"], "steps is 0"),

@@ -12,6 +12,7 @@ from rich.console import Console
 from clearhead import checkpoint
 from clearhead.cli import show, train
 from clearhead.cli.watch import Watch
+from clearhead.model import preset
 from clearhead.train import Evaluated, Evaluation, Started, Stepped
 
 
@@ -60,7 +61,7 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path, tiny):
     file.write_text('steps = 7\nseed = 5\n[optimizer]\nkind = "adamw"\n')
     defaults = train._defaults(["--config", str(file), "--seed", "6"], "clearhead train")
     assert (defaults.steps, defaults.minutes, defaults.seed) == (7, None, 5)
-    assert (defaults.optimizer.kind, defaults.model.d_model) == ("adamw", 256)
+    assert (defaults.optimizer.kind, defaults.model) == ("adamw", preset("nano"))
     parsed = train.parse(
         train.Arguments,
         ["--seed", "6", "--optimizer.kind", "muon"],
@@ -74,7 +75,7 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path, tiny):
 def test_a_preset_is_the_start(call):
     defaults = train._defaults(["--preset=gpt2-124m"], "clearhead train")
     assert defaults.model.d_model == 768
-    assert train._defaults([], "clearhead train").model.d_model == 256
+    assert train._defaults([], "clearhead train").model == preset("nano")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from clearhead.errors import ClearheadError, nearest
 MISTAKE = 2
 INTERRUPTED = 130
 _PIPE_CLOSED = 1
+_SPINS = "1000"  # a thread that waits gives its core up soon, so that a busy machine stays usable
 _MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not know every character
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         print(end="", flush=True)  # what cannot be written is told below, not after the end
