@@ -34,7 +34,7 @@ RECIPE = [
     "--lr_decay_iters=2000",
     "--dropout=0.0",
 ]
-START_AND_END_SECONDS = 8.0
+START_AND_END_SECONDS = 5.0
 
 
 def nanogpt(checkout: Path, text: Path, folder: Path) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def child(folder: Path, seconds: float) -> None:
             tokenizer="char",
             out=folder / "run",
             minutes=(seconds - START_AND_END_SECONDS) / 60,
-            batch_size=16,
+            batch_size=32,
+            evaluate_every=150,
             model=GPTConfig(
                 context_length=64,
                 d_model=128,
@@ -100,8 +101,8 @@ def child(folder: Path, seconds: float) -> None:
                 bias=False,
                 qkv_bias=False,
             ),
-            optimizer=OptimizerConfig(learning_rate=5e-3, muon_learning_rate=0.02),
-            schedule=ScheduleConfig(decay_fraction=1.0),
+            optimizer=OptimizerConfig(learning_rate=1e-2, muon_learning_rate=0.05),
+            schedule=ScheduleConfig(warmup_steps=20, decay_fraction=0.8),
         ),
         observers=[report],
     )

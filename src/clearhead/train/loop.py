@@ -105,8 +105,10 @@ class Trainer:
         with stop:
             while self.state.steps is None or self.state.step < self.state.steps:
                 if self._evaluation_is_due():
+                    began = time.perf_counter()
                     self._save()
                     self._evaluate()
+                    self._spend(time.perf_counter() - began)
                     if self._may_plan():
                         self._plan()
                 if stop.requested:
@@ -142,7 +144,8 @@ class Trainer:
         apply_gradient(self.optimizers)
         seconds = time.perf_counter() - began
         tokens_per_second = targets.numel() / seconds
-        self.state = replace(state, step=state.step + 1, seconds=state.seconds + seconds)
+        self.state = replace(state, step=state.step + 1)
+        self._spend(seconds)
         self.log.append(
             {
                 "step": state.step,
@@ -191,6 +194,9 @@ class Trainer:
             )
         return gradient
 
+    def _spend(self, seconds: float) -> None:
+        self.state = replace(self.state, seconds=self.state.seconds + seconds)
+
     def _evaluation_is_due(self) -> bool:
         step, steps = self.state.step, self.state.steps
         every = self.config.evaluate_every or (-(-steps // _EVALUATIONS) if steps else 0)
@@ -200,10 +206,8 @@ class Trainer:
         size, length = self.config.batch_size, self.batches.context_length
         limit = max(1, self.config.evaluation_tokens // (size * length))
         batches = windows(self.held_out, length, size, limit)
-        began = time.perf_counter()
         self.evaluation = evaluate(self.model, batches, self.token_bytes, self.dtype)
-        spent = self.state.seconds + time.perf_counter() - began
-        self.state = replace(self.state, seconds=spent, evaluated_step=self.state.step)
+        self.state = replace(self.state, evaluated_step=self.state.step)
         loss = self.evaluation.loss
         is_best = self.state.best_loss is None or loss < self.state.best_loss
         if is_best:
@@ -232,14 +236,17 @@ class Trainer:
         return schedule.kind == "wsd" and rate_factor(schedule, state.step, state.steps) == 1
 
     def _plan(self) -> None:
-        state, minutes = self.state, self.config.minutes or 0.0
+        state, seconds = self.state, 60 * (self.config.minutes or 0.0)
+        left = seconds - state.seconds
         a_step = median(self._recent_seconds)
         # A forward pass is a third of a step, and evaluations are forward passes.
-        evaluated = min(self.config.evaluation_tokens, len(self.held_out))
-        evaluations = _EVALUATIONS * (1 - state.seconds / (minutes * 60))
-        evaluating = evaluations * a_step / 3 * evaluated / self._tokens_per_step()
-        left = minutes * 60 - state.seconds - evaluating
-        self.state = replace(state, steps=state.step + max(1, int(left / a_step)))
+        tokens = min(self.config.evaluation_tokens, len(self.held_out))
+        an_evaluation = a_step / 3 * tokens / self._tokens_per_step()
+        if every := self.config.evaluate_every:
+            steps = (left - an_evaluation) / (a_step + an_evaluation / every)
+        else:
+            steps = (left - an_evaluation * _EVALUATIONS * left / seconds) / a_step
+        self.state = replace(state, steps=state.step + max(1, int(steps)))
 
     def _tokens_per_step(self) -> int:
         return self.config.batch_size * self.batches.context_length
