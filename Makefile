@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 2
+PEER = $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 .PHONY: help demo test lint docs bench clean
 
@@ -9,7 +10,7 @@ help:
 	@echo "make demo    install, train a small GPT on the text that Python carries, generate from it"
 	@echo "make test    lint, types, floors, the whole test suite"
 	@echo "make docs    build the documentation into site/"
-	@echo "make bench   run the benchmarks that need no other project, and rewrite docs/benchmarks.md"
+	@echo "make bench SHAKESPEARE=FILE CORPUS=FILE [NANOGPT=DIR]   measure, and rewrite docs/benchmarks.md"
 	@echo "make clean   remove .venv, runs and everything built"
 
 demo: $(VENV)/run.stamp
@@ -30,9 +31,10 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/time_to_loss.py
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/prepare.py
+	@test -n "$(SHAKESPEARE)" -a -n "$(CORPUS)" || { echo "give SHAKESPEARE=FILE (tinyshakespeare's text) and CORPUS=FILE (some 50 MB of text)"; exit 2; }
+	$(BIN)/python benchmarks/time_to_loss.py --data $(SHAKESPEARE) $(PEER)
+	$(BIN)/python benchmarks/train_step.py $(PEER)
+	$(BIN)/python benchmarks/prepare.py --data $(CORPUS)
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -1,6 +1,6 @@
 """The model alone: build it, look at the shapes, take one step, let it write.
 
-    python examples/first_steps.py
+python examples/first_steps.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """From text to a model to text, with the functions that the command calls.
 
-    python examples/train_and_generate.py TEXT OUT [STEPS]
+python examples/train_and_generate.py TEXT OUT [STEPS]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Load a checkpoint with transformers, and compare it with ours: ids, and logits.
 
-    python examples/with_transformers.py FOLDER-OF-A-CHECKPOINT [TEXT]
+python examples/with_transformers.py FOLDER-OF-A-CHECKPOINT [TEXT]
 """
 
 import sys
