@@ -80,7 +80,8 @@ def train_step(result: dict[str, Any]) -> list[str]:
         "## A training step: gpt2-124m, B = 4, T = 512",
         "AdamW, bf16 autocast, no dropout, each contestant in a process of its own. The peak is "
         "the best of bf16 matrix products of 1024 to 4096 rows on this machine, "
-        f"{result['peak_flops'] / 1e9:.0f} GFLOP/s. `python benchmarks/train_step.py --nanogpt PATH`",
+        f"{result['peak_flops'] / 1e9:.0f} GFLOP/s. "
+        "`python benchmarks/train_step.py --nanogpt PATH`",
         table(["contestant", "tokens/s", "of peak", "peak memory (MB)", "ours is"], rows),
     ]
 
