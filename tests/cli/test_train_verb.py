@@ -13,6 +13,7 @@ from clearhead import checkpoint
 from clearhead.cli import show, train
 from clearhead.cli.watch import Watch
 from clearhead.model import preset
+from clearhead.recipes.pretrain import recipe
 from clearhead.train import Evaluated, Evaluation, Started, Stepped
 
 
@@ -131,6 +132,15 @@ def test_interrupted_before_the_first_step_it_tells_how_to_go_on(call, tiny, tmp
     assert (status, out) == (130, "")
     assert f"go on with: clearhead train --out {tmp_path / 'run'} --resume" in err
     assert call("train", "--out", tmp_path / "run", "--resume")[0] == 0
+
+
+def test_the_command_that_goes_on_is_one_that_the_shell_finds(tmp_path, monkeypatch):
+    parsed = train.Arguments(settings=recipe("nano"))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/clearhead", "train"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert train._go_on(parsed).startswith(".venv/bin/clearhead train --out ")
+    (tmp_path / "clearhead").touch(mode=0o755)
+    assert train._go_on(parsed).startswith("clearhead train --out ")
 
 
 def test_resume_begins_a_run_that_is_not_there_and_moved_runs_go_on(call, tiny, tmp_path):

@@ -1,6 +1,8 @@
 """`clearhead train`: trains, shows how it goes, and what came of it."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -107,8 +109,11 @@ def _defaults(arguments: Sequence[str], prog: str) -> PretrainConfig:
 
 
 def _go_on(parsed: Arguments) -> str:
-    """Return the command that goes on with the run."""
-    command = ["clearhead", "train", "--out", str(parsed.settings.out), "--resume"]
+    """Return the command that goes on with the run, such that this shell finds it."""
+    called = sys.argv[0]
+    on_path = shutil.which("clearhead") or Path(called).name != "clearhead"
+    program = "clearhead" if on_path else called
+    command = [program, "train", "--out", str(parsed.settings.out), "--resume"]
     return shlex.join(command + ["--tensorboard"] * parsed.tensorboard)
 
 
