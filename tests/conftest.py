@@ -1,6 +1,10 @@
 """Set up before any module of the package is imported."""
 
+import torch
 from jaxtyping import install_import_hook
 
 # Every array's shape is held against its annotation while the tests run.
 install_import_hook("clearhead", "typechecker.check")
+
+# Tensors this small are slower on two threads, far more so where others use the cores.
+torch.set_num_threads(1)

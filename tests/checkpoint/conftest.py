@@ -1,7 +1,7 @@
 """A small random model and a saved checkpoint."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,6 @@ from clearhead.model import GPT, GPTConfig
 from clearhead.tokenizer import Tokenizer, build_tokenizer
 
 TRAINER = {"step": 7, "loss": 2.5}
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on two threads, far more so where others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

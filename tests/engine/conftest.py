@@ -1,21 +1,10 @@
 """A small random model, as ours and as transformers'."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from clearhead.model import GPT, GPTConfig
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on two threads, far more so where others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

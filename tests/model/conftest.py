@@ -1,7 +1,5 @@
 """A small random model, as ours and as transformers'."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -12,15 +10,6 @@ from clearhead.model import GPT, GPTConfig
 CONFIG = GPTConfig(
     vocab_size=61, context_length=24, d_model=32, n_heads=4, n_layers=3, layer_norm_epsilon=1e-3
 )
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on two threads, far more so where others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
