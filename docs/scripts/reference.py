@@ -12,7 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -177,10 +178,42 @@ def errors() -> str:
     return f"{MADE}\n{mistakes.page()}"
 
 
+def formats() -> str:
+    """Return the page of the names that each format gives the tensors, from its own table."""
+    parts = [
+        MADE,
+        "# Names of tensors in each format\n",
+        "How `clearhead import` and `clearhead export` map names, from the tables that they use. "
+        "V is the size of the vocabulary, T the context length, D the width; N numbers the blocks. "
+        "Our linear layers are stored as [out, in].\n",
+    ]
+    one_block = replace(GPTConfig(), n_layers=1, tied_head=False)
+    for name in FORMATS:
+        table = import_module(f"clearhead.checkpoint.formats.{name}").TABLE
+        parts += [f"## {name}\n", "| Ours | There | Shape there |", "| --- | --- | --- |"]
+        for weight in table.weights(one_block):
+            theirs = " + ".join(f"`{_numbered(one, table.block)}`" for one in weight.theirs)
+            ours = weight.ours.replace("blocks.0.", "blocks.N.")
+            shape = ", ".join(_SYMBOLS[size] for size in weight.shape)
+            parts.append(f"| `{ours}` | {theirs} | [{shape}] |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+FORMATS = ("huggingface", "openai", "nanogpt", "book", "llmc")
+_SYMBOLS = {50257: "V", 1024: "T", 768: "D", 2304: "3D", 3072: "4D"}
+
+
+def _numbered(name: str, block: str) -> str:
+    before = block.format(layer=0)
+    return block.format(layer="N") + name.removeprefix(before) if name.startswith(before) else name
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli,
     "reference/config.md": config,
     "how-to/errors.md": errors,
+    "reference/formats.md": formats,
     "images/architecture.svg": diagram.draw,
 }
 

@@ -14,16 +14,20 @@ from torch import Tensor
 
 from clearhead.checkpoint import checksums
 from clearhead.checkpoint.checksums import CHECKSUMS, OWN, read_json, write_json
-from clearhead.checkpoint.formats import huggingface
-from clearhead.checkpoint.tensors import open_tensors, read_tensors, write_tensors
+from clearhead.checkpoint.formats.huggingface import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    open_huggingface,
+    write_huggingface,
+)
+from clearhead.checkpoint.formats.source import ModelSource, build
+from clearhead.checkpoint.tensors import Entry, read_tensors, write_tensors
 from clearhead.errors import ClearheadError
 from clearhead.files import fsync_dir
 from clearhead.model import GPT, GPTConfig
-from clearhead.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from clearhead.tokenizer import Tokenizer, load_tokenizer
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -83,11 +87,11 @@ def load(
         ClearheadError: A file is missing or damaged, or the files do not fit together.
     """
     if verify and checksums.is_sealed(folder):
-        checksums.verify(folder, CONFIG, WEIGHTS, *_TOKENIZER)
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder)
-    _check_tokenizer(folder, config, tokenizer)
-    return _load_model(folder, config, device, dtype), tokenizer
+        checksums.verify(folder, CONFIG, WEIGHTS, *TOKENIZER)
+    with open_huggingface(folder, with_tokenizer=False) as source:
+        tokenizer = load_tokenizer(folder)
+        _check_tokenizer(folder, source.config, tokenizer)
+        return build(source, device, dtype), tokenizer
 
 
 def load_model(
@@ -100,7 +104,8 @@ def load_model(
     """Load a checkpoint's model alone; see `load`."""
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS)
-    return _load_model(folder, read_config(folder), device, dtype)
+    with open_huggingface(folder, with_tokenizer=False) as source:
+        return build(source, device, dtype)
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -123,18 +128,6 @@ def load_document(folder: Path, name: str) -> dict[str, Any]:
     return read_json(folder / OWN / f"{name}.json")
 
 
-def read_config(folder: Path) -> GPTConfig:
-    """Read the model's config from config.json; see `load`."""
-    return huggingface.config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
-
-
-def _load_model(
-    folder: Path, config: GPTConfig, device: torch.device | str, dtype: torch.dtype | None
-) -> GPT:
-    with open_tensors(folder / WEIGHTS) as file:
-        return huggingface.from_file(file, config, torch.device(device), dtype)
-
-
 def _write(
     folder: Path,
     model: GPT,
@@ -145,13 +138,10 @@ def _write(
     """Write every file of a checkpoint, to the disk."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / OWN).mkdir(parents=True)
-    dtype, end_of_text = model.head.weight.dtype, tokenizer.end_of_text
-    write_json(folder / CONFIG, huggingface.config_to_json(model.config, dtype, end_of_text))
-    write_json(folder / "generation_config.json", huggingface.generation_config(end_of_text))
-    write_tensors(folder / WEIGHTS, huggingface.to_file(model))
-    save_tokenizer(tokenizer, folder)
+    write_huggingface(ModelSource(model), folder, tokenizer)
     for name, group in tensors.items():
-        write_tensors(folder / OWN / f"{name}.safetensors", group)
+        header = {key: Entry.of(tensor) for key, tensor in group.items()}
+        write_tensors(folder / OWN / f"{name}.safetensors", header, group.__getitem__)
     for name, document in documents.items():
         write_json(folder / OWN / f"{name}.json", document)
     checksums.seal(folder)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clearhead.checkpoint.checksums import CHECKSUMS, OWN, read_json
-from clearhead.checkpoint.folder import WEIGHTS, read_config
-from clearhead.checkpoint.formats import huggingface
+from clearhead.checkpoint.formats.huggingface import open_huggingface
+from clearhead.checkpoint.formats.table import n_parameters
 from clearhead.checkpoint.runs import resolve, step_of
-from clearhead.checkpoint.tensors import open_tensors
+from clearhead.checkpoint.tensors import Entry
 from clearhead.model import GPTConfig
 from clearhead.tokenizer import load_tokenizer
 
@@ -42,17 +44,15 @@ def describe(path: Path) -> CheckpointInfo:
         ClearheadError: It is no checkpoint, or what is read of it is damaged.
     """
     folder = resolve(path)
-    config = read_config(folder)
-    with open_tensors(folder / WEIGHTS) as file:
-        huggingface.check(file, config)
-        dtype = next(iter(file.header.values())).dtype
+    with open_huggingface(folder, with_tokenizer=False) as source:
+        config, dtype = source.config, source.dtype
     files = sorted(one for one in folder.rglob("*") if one.is_file())
     documents = [one for one in sorted((folder / OWN).glob("*.json")) if one != folder / CHECKSUMS]
     return CheckpointInfo(
         path=folder,
         config=config,
-        n_parameters=huggingface.n_parameters(config),
-        dtype=dtype,
+        n_parameters=n_parameters(config),
+        dtype=Entry.of(torch.empty(0, dtype=dtype)).dtype,
         tokenizer=load_tokenizer(folder).name,
         step=step_of(folder),
         files={one.relative_to(folder).as_posix(): one.stat().st_size for one in files},

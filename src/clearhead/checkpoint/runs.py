@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from clearhead.checkpoint.checksums import read_json, write_json
-from clearhead.checkpoint.folder import CONFIG
+from clearhead.checkpoint.formats.huggingface import CONFIG
 from clearhead.errors import ClearheadError
 from clearhead.files import fsync_dir
 

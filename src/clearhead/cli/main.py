@@ -60,6 +60,15 @@ VERBS = {
         "tokenizer", "show", "TEXT --tokenizer NAME", "tell how a text is cut into tokens"
     ),
     "info": Verb("info", "info", "DIR", "tell what a checkpoint or a run holds"),
+    "import": Verb(
+        "convert", "import_", "SOURCE OUT", "make a checkpoint from another tool's, certified"
+    ),
+    "export": Verb(
+        "convert", "export", "DIR OUT --to FORMAT", "write one for another tool, certified"
+    ),
+    "verify": Verb(
+        "convert", "verify", "DIR [--against DIR]", "compare a checkpoint with another once more"
+    ),
 }
 
 

@@ -40,6 +40,8 @@ class GPTConfig:
     """Whether the output projection, the MLP and the LayerNorms have a bias."""
     tied_head: bool = True
     """Whether the unembedding is the token embedding's own matrix."""
+    exact_gelu: bool = False
+    """Whether the MLP computes GELU exactly, as nanoGPT does, or by GPT-2's tanh approximation."""
     layer_norm_epsilon: float = 1e-5
     """Added to the variance in LayerNorm."""
 
@@ -56,7 +58,7 @@ class GPTConfig:
                 raise ClearheadError(
                     f"{name} is {short(value)}; it must be a number from 0 to below 1"
                 )
-        for name in ("qkv_bias", "bias", "tied_head"):
+        for name in ("qkv_bias", "bias", "tied_head", "exact_gelu"):
             value = getattr(self, name)
             if type(value) is not bool:
                 raise ClearheadError(f"{name} is {short(value)}; it must be true or false")

@@ -18,7 +18,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, 4 * config.d_model, bias=config.bias)
-        self.gelu = nn.GELU(approximate="tanh")
+        self.gelu = nn.GELU(approximate="none" if config.exact_gelu else "tanh")
         self.down = nn.Linear(4 * config.d_model, config.d_model, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -56,15 +56,16 @@ class GPT(nn.Module):
         """Build the model with GPT-2's initialisation, drawn from torch's global generator."""
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = nn.Embedding(config.context_length, config.d_model)
+        self.token_embedding = _embedding(config.vocab_size, config.d_model)
+        self.position_embedding = _embedding(config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon, bias=config.bias)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
-        self.initialise()
+        if not self.head.weight.is_meta:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -133,3 +134,8 @@ class GPT(nn.Module):
     def n_parameters(self) -> int:
         """Count the weights, a tied head once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _embedding(n: int, d_model: int) -> nn.Embedding:
+    """Return an embedding that is not drawn yet: torch's own drawing is slow on the meta device."""
+    return nn.Embedding(n, d_model, _weight=torch.empty(n, d_model))

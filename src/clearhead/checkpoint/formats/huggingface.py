@@ -1,41 +1,57 @@
 """GPT-2 as Hugging Face stores it: its names, its layouts, its config."""
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clearhead.checkpoint.tensors import Entry, TensorFile
+from clearhead.checkpoint.checksums import read_json, write_json
+from clearhead.checkpoint.formats.pickled import read_state_dict
+from clearhead.checkpoint.formats.source import GPT2_VOCAB, Source, TableSource, parts
+from clearhead.checkpoint.formats.table import Table
+from clearhead.checkpoint.tensors import DTYPES, Entry, TensorFile, write_tensors
 from clearhead.config import from_dict
 from clearhead.errors import ClearheadError
-from clearhead.model import GPT, GPTConfig
+from clearhead.model import GPTConfig
+from clearhead.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer
 
-# Our name, theirs, and the shape in their layout (theirs stores linear layers as [in, out]).
-_OUTSIDE = (
-    ("token_embedding.weight", "transformer.wte.weight", "V D"),
-    ("position_embedding.weight", "transformer.wpe.weight", "T D"),
-    ("norm.weight", "transformer.ln_f.weight", "D"),
-    ("norm.bias", "transformer.ln_f.bias", "D"),
-    ("head.weight", "lm_head.weight", "V D"),
-)
-_IN_BLOCK = (
-    ("norm_1.weight", "ln_1.weight", "D"),
-    ("norm_1.bias", "ln_1.bias", "D"),
-    ("attention.qkv.weight", "attn.c_attn.weight", "D 3D"),
-    ("attention.qkv.bias", "attn.c_attn.bias", "3D"),
-    ("attention.out_proj.weight", "attn.c_proj.weight", "D D"),
-    ("attention.out_proj.bias", "attn.c_proj.bias", "D"),
-    ("norm_2.weight", "ln_2.weight", "D"),
-    ("norm_2.bias", "ln_2.bias", "D"),
-    ("mlp.up.weight", "mlp.c_fc.weight", "D 4D"),
-    ("mlp.up.bias", "mlp.c_fc.bias", "4D"),
-    ("mlp.down.weight", "mlp.c_proj.weight", "4D D"),
-    ("mlp.down.bias", "mlp.c_proj.bias", "D"),
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_INDEX = "model.safetensors.index.json"
+_PICKLED = "pytorch_model.bin"
+_PREFIX = "transformer."
+
+TABLE = Table(
+    format="huggingface",
+    block="transformer.h.{layer}.",
+    outside=(
+        ("token_embedding.weight", "transformer.wte.weight"),
+        ("position_embedding.weight", "transformer.wpe.weight"),
+        ("norm.weight", "transformer.ln_f.weight"),
+        ("norm.bias", "transformer.ln_f.bias"),
+        ("head.weight", "lm_head.weight"),
+    ),
+    in_block=(
+        ("norm_1.weight", "ln_1.weight"),
+        ("norm_1.bias", "ln_1.bias"),
+        ("attention.qkv.weight", "attn.c_attn.weight"),
+        ("attention.qkv.bias", "attn.c_attn.bias"),
+        ("attention.out_proj.weight", "attn.c_proj.weight"),
+        ("attention.out_proj.bias", "attn.c_proj.bias"),
+        ("norm_2.weight", "ln_2.weight"),
+        ("norm_2.bias", "ln_2.bias"),
+        ("mlp.up.weight", "mlp.c_fc.weight"),
+        ("mlp.up.bias", "mlp.c_fc.bias"),
+        ("mlp.down.weight", "mlp.c_proj.weight"),
+        ("mlp.down.bias", "mlp.c_proj.bias"),
+    ),
+    transposed=True,
 )
 _CONFIG = {  # theirs: ours
     "vocab_size": "vocab_size",
@@ -50,56 +66,12 @@ _OWN = ("qkv_bias", "bias")  # theirs has no such options; written where they ar
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 _FIXED: dict[str, tuple[Any, ...]] = {  # what would make it another architecture: the values we are
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "add_cross_attention": (False,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
 }
-_DTYPES = ("F32", "F16", "BF16")
-_SHOWN = 4  # names that an error message lists before it says "…"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of a checkpoint."""
-
-    ours: str
-    """Its name in `GPT`."""
-    theirs: str
-    """Its name in the file."""
-    shape: tuple[int, ...]
-    """Its shape in the file."""
-    absent: bool
-    """Whether our model leaves it out: a bias of zeros, in the file for others' sake."""
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the file has it as [in, out], and our linear layer as [out, in]."""
-        return ".c_" in self.theirs and len(self.shape) == 2
-
-
-def weights(config: GPTConfig) -> Iterator[Weight]:
-    """Yield every tensor of the file; lazily, since a hostile config may ask for any number."""
-    d_model = config.d_model
-    sizes = {"V": config.vocab_size, "T": config.context_length, "D": d_model}
-    sizes |= {"3D": 3 * d_model, "4D": 4 * d_model}
-
-    def weight(ours: str, theirs: str, shape: str) -> Weight:
-        has_bias = config.qkv_bias if ".qkv." in ours else config.bias
-        absent = ours.endswith(".bias") and not has_bias
-        return Weight(ours, theirs, tuple(sizes[size] for size in shape.split()), absent)
-
-    for ours, theirs, shape in _OUTSIDE:
-        if not (config.tied_head and ours == "head.weight"):
-            yield weight(ours, theirs, shape)
-    for layer in range(config.n_layers):
-        for ours, theirs, shape in _IN_BLOCK:
-            yield weight(f"blocks.{layer}.{ours}", f"transformer.h.{layer}.{theirs}", shape)
-
-
-def n_parameters(config: GPTConfig) -> int:
-    """Count the weights of a model of this shape, a tied head once."""
-    return sum(math.prod(weight.shape) for weight in weights(config) if not weight.absent)
+_EXACT_GELU = {"gelu_new": False, "gelu_pytorch_tanh": False, "gelu": True}
+_STORED = ("F32", "F16", "BF16")
 
 
 def config_to_json(config: GPTConfig, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
@@ -108,17 +80,13 @@ def config_to_json(config: GPTConfig, dtype: torch.dtype, end_of_text: int) -> d
         "architectures": ["GPT2LMHeadModel"],
         **{key: allowed[0] for key, allowed in _FIXED.items()},
         **{theirs: getattr(config, ours) for theirs, ours in _CONFIG.items()},
+        "activation_function": "gelu" if config.exact_gelu else "gelu_new",
         **dict.fromkeys(_DROPOUTS, config.dropout),
         **{key: False for key in _OWN if not getattr(config, key)},
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-def generation_config(end_of_text: int) -> dict[str, Any]:
-    """Return the content of generation_config.json."""
-    return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
 
 
 def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
@@ -146,6 +114,13 @@ def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
         )
     if dropouts:
         given["dropout"] = dropouts[0]
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in _EXACT_GELU:
+        raise ClearheadError(
+            f"{where}: activation_function is {short(activation)}; clearhead has "
+            f"{', '.join(_EXACT_GELU)} only"
+        )
+    given["exact_gelu"] = _EXACT_GELU[activation]
     config = from_dict(GPTConfig, given, where)
     inner = values.get("n_inner")
     if inner not in (None, 4 * config.d_model):
@@ -153,111 +128,143 @@ def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
     return config
 
 
-def to_file(model: GPT) -> dict[str, Tensor]:
-    """Return the tensors that model.safetensors holds, by their names there."""
-    state = model.state_dict()
-    tensors = {}
-    for weight in weights(model.config):
-        if weight.absent:
-            tensors[weight.theirs] = torch.zeros(weight.shape, dtype=model.head.weight.dtype)
-        else:
-            tensor = state[weight.ours]
-            tensors[weight.theirs] = tensor.T if weight.transposed else tensor
-    return tensors
+def recognise(path: Path) -> bool:
+    """Say whether it is a Hugging Face folder."""
+    return (path / CONFIG).is_file()
 
 
-def from_file(
-    file: TensorFile, config: GPTConfig, device: torch.device, dtype: torch.dtype | None
-) -> GPT:
-    """Build the model that the config describes, from the tensors of an open file.
-
-    The file's header is held against the config before anything is built, so that memory stays
-    within the file's size whatever the config says.
+def open_huggingface(
+    path: Path, vocab_size: int | None = None, *, with_tokenizer: bool = True
+) -> Source:
+    """Open a Hugging Face folder: safetensors in one file or many, or a safe pickle.
 
     Args:
-        file: model.safetensors, with or without the prefix "transformer." in its names.
-        config: What `config_from_json` gave.
-        device: Where the weights go.
-        dtype: What they become; the file's by default.
+        path: The folder.
+        vocab_size: Cuts the vocabulary; its own tokenizer's by default, if it has one.
+        with_tokenizer: Whether to read the tokenizer.
 
     Raises:
-        ClearheadError: File and config do not fit together.
+        ClearheadError: A file is missing or damaged, or the files do not fit together.
     """
-    prefix = check(file, config)
-    state = {}
-    for weight in weights(config):
-        tensor = file.read(weight.theirs.removeprefix(prefix))
-        if not weight.absent:
-            tensor = tensor.T if weight.transposed else tensor
-            state[weight.ours] = tensor.to(
-                device, dtype, copy=True, memory_format=torch.contiguous_format
+    config = config_from_json(read_json(path / CONFIG), str(path / CONFIG))
+    tokenizer = _tokenizer(path, config) if with_tokenizer else None
+    with ExitStack() as stack:
+        files, header, read = _open_weights(path, stack)
+        is_bare = "transformer.wte.weight" not in header and "wte.weight" in header
+        names = {
+            (_PREFIX + name if is_bare and name != "lm_head.weight" else name): name
+            for name in header
+            if not _is_mask(name)
+        }
+        notes = ["names without the prefix 'transformer.'"] if is_bare else []
+        where = files[0]
+        if config.tied_head and "lm_head.weight" in names:
+            _check_tied(where, read, names)
+            del names["lm_head.weight"]
+            notes.append("the head stored apart, equal to the token embedding")
+        source = TableSource(
+            path,
+            TABLE,
+            config,
+            {name: header[stored] for name, stored in names.items()},
+            lambda name: read(names[name]),
+            dtype=_dtype(header, where, notes),
+            vocab_size=vocab_size or (tokenizer or config).vocab_size,
+            tokenizer=tokenizer,
+            notes=notes,
+            files=[path / CONFIG, *files],
+            where=where,
+        )
+        source.check_zeros()
+        source.on_close = stack.pop_all().close
+        return source
+
+
+def write_huggingface(
+    source: Source, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype | None = None
+) -> None:
+    """Write a source as a Hugging Face folder, one tensor at a time.
+
+    Args:
+        source: The model.
+        folder: An empty folder.
+        tokenizer: Its tokenizer.
+        dtype: What the weights are stored in; as in the source by default.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    dtype = dtype or source.dtype
+    weights = {weight.theirs[0]: weight for weight in TABLE.weights(source.config)}
+    stored = Entry.of(torch.empty(0, dtype=dtype)).dtype
+    header = {name: Entry(stored, weight.shape) for name, weight in weights.items()}
+    end_of_text = tokenizer.end_of_text
+    write_json(folder / CONFIG, config_to_json(source.config, dtype, end_of_text))
+    write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": end_of_text, "eos_token_id": end_of_text},
+    )
+    write_tensors(folder / WEIGHTS, header, lambda name: parts(source, weights[name], dtype)[0])
+    save_tokenizer(tokenizer, folder)
+
+
+def _tokenizer(path: Path, config: GPTConfig) -> Tokenizer | None:
+    if (path / TOKENIZER[0]).exists():
+        return load_tokenizer(path)
+    return build_tokenizer("gpt2") if config.vocab_size == GPT2_VOCAB else None
+
+
+def _open_weights(
+    path: Path, stack: ExitStack
+) -> tuple[list[Path], dict[str, Entry], Callable[[str], Tensor]]:
+    """Open the file or files of weights; return them, what they hold, and how to read it."""
+    if not (path / WEIGHTS).exists() and (path / _INDEX).exists():
+        shards = _shards(path)
+    elif not (path / WEIGHTS).exists() and (path / _PICKLED).exists():
+        state = read_state_dict(path / _PICKLED)
+        entries = {name: Entry.of(tensor) for name, tensor in state.items()}
+        return [path / _PICKLED], entries, state.__getitem__
+    else:
+        shards = [path / WEIGHTS]
+    opened = [stack.enter_context(TensorFile(shard)) for shard in shards]
+    home = {name: file for file in opened for name in file.header}
+    header = {name: file.header[name] for name, file in home.items()}
+    return shards, header, lambda name: home[name].read(name)
+
+
+def _shards(path: Path) -> list[Path]:
+    """Return the files that an index names, none of them outside the folder."""
+    names = read_json(path / _INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ClearheadError(f"{path / _INDEX} is damaged: it has no weight_map")
+    shards = sorted({str(name) for name in names.values()})
+    for name in shards:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise ClearheadError(
+                f"{path / _INDEX} names {name[:80]!r}, which is outside the folder"
             )
-        elif tensor.any():
-            raise ClearheadError(f"{weight.theirs} is not zero, though config.json has no bias")
-    return _assemble(config, state)
+    return [path / name for name in shards]
 
 
-def _assemble(config: GPTConfig, state: dict[str, Tensor]) -> GPT:
-    """Put the tensors into a model that never had weights of its own."""
-    with torch.device("meta"):
-        model = GPT(config)
-    if config.tied_head:
-        state["head.weight"] = state["token_embedding.weight"]
-    model.load_state_dict(state, assign=True)
-    if config.tied_head:  # assigning made two parameters of the one
-        model.head.weight = model.token_embedding.weight
-    return model.eval()
-
-
-def check(file: TensorFile, config: GPTConfig) -> str:
-    """Hold the names, shapes and types of a file's header against the config.
-
-    Returns:
-        The prefix that the file's names lack: "transformer." in some of others' making, or "".
-
-    Raises:
-        ClearheadError: File and config do not fit together; the message names the tensors.
-    """
-    is_bare = "transformer.wte.weight" not in file.header and "wte.weight" in file.header
-    prefix = "transformer." if is_bare else ""
-    header = {name: entry for name, entry in file.header.items() if not _is_mask(name)}
-    enough = islice(weights(config), len(header) + _SHOWN + 1)
-    wanted = {weight.theirs.removeprefix(prefix): weight for weight in enough}
-    missing = [name for name in wanted if name not in header]
-    surplus = [name for name in header if name not in wanted]
-    if config.tied_head and surplus == ["lm_head.weight"]:
-        _check_tied(file, prefix)
-        surplus = []
-    if missing or surplus:
-        parts = [f"missing {_several(missing)}"] if missing else []
-        parts += [f"surplus {_several(surplus)}"] if surplus else []
-        raise ClearheadError(f"its tensors are not those of config.json: {'; '.join(parts)}")
-    _check_entries(header, wanted)
-    return prefix
-
-
-def _check_entries(header: Mapping[str, Entry], wanted: Mapping[str, Weight]) -> None:
-    """Hold each tensor's shape and type against what it should be."""
-    dtype = next(iter(header.values())).dtype
-    if dtype not in _DTYPES:
-        raise ClearheadError(f"its tensors hold {dtype}; clearhead reads {', '.join(_DTYPES)}")
-    for name, weight in wanted.items():
-        entry = header[name]
-        if entry.shape != weight.shape:
-            found, expected = list(entry.shape), list(weight.shape)
-            raise ClearheadError(f"{name} is {found}; config.json asks for {expected}")
-        if entry.dtype != dtype:
-            raise ClearheadError(f"{name} holds {entry.dtype}; the other tensors hold {dtype}")
-
-
-def _check_tied(file: TensorFile, prefix: str) -> None:
-    """Refuse a head that is stored beside the token embedding and is not equal to it."""
-    embedding = "transformer.wte.weight".removeprefix(prefix)
-    if embedding in file.header and not torch.equal(
-        file.read("lm_head.weight"), file.read(embedding)
-    ):
+def _dtype(header: Mapping[str, Entry], where: Path, notes: list[str]) -> torch.dtype:
+    """Return the widest type that the tensors are stored in."""
+    kinds = {entry.dtype for name, entry in header.items() if not _is_mask(name)}
+    if strange := sorted(kinds - set(_STORED)):
         raise ClearheadError(
-            "lm_head.weight is not the token embedding, though config.json ties them: "
+            f"{where}: its tensors hold {', '.join(strange)}; clearhead reads {', '.join(_STORED)}"
+        )
+    if len(kinds) > 1:
+        notes.append(f"stored as {' and '.join(sorted(kinds))}, read as F32")
+        return torch.float32
+    return DTYPES[kinds.pop()] if kinds else torch.float32
+
+
+def _check_tied(where: Path, read: Callable[[str], Tensor], names: Mapping[str, str]) -> None:
+    """Refuse a head that is stored beside the token embedding and is not equal to it."""
+    embedding = names.get("transformer.wte.weight")
+    if embedding and not torch.equal(read("lm_head.weight"), read(embedding)):
+        raise ClearheadError(
+            f"{where}: lm_head.weight is not the token embedding, though config.json ties them: "
             'set "tie_word_embeddings": false'
         )
 
@@ -265,8 +272,3 @@ def _check_tied(file: TensorFile, prefix: str) -> None:
 def _is_mask(name: str) -> bool:
     """Say whether it is one of the causal masks that old files hold, which are no weights."""
     return name.endswith((".attn.bias", ".attn.masked_bias"))
-
-
-def _several(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:80])[1:-1] for name in names[:_SHOWN])
-    return f"{shown}, …" if len(names) > _SHOWN else shown
