@@ -19,6 +19,7 @@ def main() -> None:
         ("time_to_loss", time_to_loss),
         ("train_step", train_step),
         ("prepare", prepare),
+        ("convert", convert),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -100,6 +101,28 @@ def prepare(result: dict[str, Any]) -> list[str]:
         f"{result['megabytes']:.0f} MB of text; peak memory of all our processes together "
         f"{result['peak_memory_mb']:.0f} MB. `python benchmarks/prepare.py --data TEXT`",
         table(["", "MB/s", "ratio"], rows),
+    ]
+
+
+def convert(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, found in result.items():
+        if name == "machine":
+            continue
+        ours, theirs = found["clearhead"], found["transformers"]
+        size = f"{name} ({found['bytes'] / 1e9:.2f} GB)"
+        for who, seconds, one in (
+            ("clearhead, written", ours["converted"], ours),
+            ("clearhead, written and certified", ours["verified"], ours),
+            ("transformers, loaded", theirs["loaded"], theirs),
+            ("transformers, loaded and saved", theirs["converted"], theirs),
+        ):
+            rows.append([f"{size}: {who}", f"{seconds:.1f}", f"{one['peak_over_file']:.2f} ×"])
+    return [
+        "## Bringing weights in",
+        "A Hugging Face folder in fp32, with random weights. The peak is of the process, relative "
+        "to the file. `python benchmarks/convert.py`",
+        table(["what", "seconds", "peak memory"], rows),
     ]
 
 

@@ -200,7 +200,7 @@ def formats() -> str:
     return "\n".join(parts)
 
 
-FORMATS = ("huggingface", "openai", "nanogpt", "book", "llmc")
+FORMATS = ("huggingface", "openai", "nanogpt", "book", "llmc", "gguf")
 _SYMBOLS = {50257: "V", 1024: "T", 768: "D", 2304: "3D", 3072: "4D"}
 
 

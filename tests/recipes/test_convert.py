@@ -14,7 +14,12 @@ from clearhead.checkpoint.checksums import seal
 from clearhead.checkpoint.formats.source import parts
 from clearhead.errors import ClearheadError
 from clearhead.recipes import convert
-from clearhead.recipes.convert import CERTIFICATE, import_checkpoint, verify_checkpoint
+from clearhead.recipes.convert import (
+    CERTIFICATE,
+    export_checkpoint,
+    import_checkpoint,
+    verify_checkpoint,
+)
 from clearhead.tokenizer import build_tokenizer, save_tokenizer
 
 SHAPE = {"n_positions": 32, "n_embd": 24, "n_head": 3, "n_layer": 2}
@@ -29,6 +34,17 @@ def foreign(tmp_path):
     model.save_pretrained(folder)
     save_tokenizer(build_tokenizer("bytes"), folder)
     return folder
+
+
+@pytest.fixture
+def foreign_32(tmp_path):
+    """The same with a width that quantised blocks divide."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "n_embd": 32, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=257, bos_token_id=256, eos_token_id=256, **shape))
+    model.save_pretrained(tmp_path / "foreign")
+    save_tokenizer(build_tokenizer("bytes"), tmp_path / "foreign")
+    return tmp_path / "foreign"
 
 
 def rewrite(folder, change):
@@ -228,3 +244,51 @@ def test_a_damaged_certificate_is_told(tmp_path, content):
     (tmp_path / "certificate.json").write_text(content)
     with pytest.raises(ClearheadError, match="is no certificate"):
         read_certificate(tmp_path / "certificate.json")
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype", "file"),
+    [
+        ("gguf", "f32", "model.gguf"),
+        ("gguf", "q8_0", "model.gguf"),
+        ("llmc", "bf16", "model.bin"),
+        ("book", "f32", "model.pth"),
+        ("onnx", "f32", "model.onnx"),
+    ],
+)
+def test_out_and_in_again(foreign_32, tmp_path, to, dtype, file):
+    ours = import_checkpoint(foreign_32, tmp_path / "ours").path
+    made = export_checkpoint(ours, tmp_path / "out", to, dtype=dtype)
+    told = made.certificate
+    assert (told.source_format, told.result_format, told.stored) == ("huggingface", to, dtype)
+    assert (made.path / file).is_file()
+    assert read_certificate(made.path / CERTIFICATE) == told
+    checkpoint.verify(made.path)
+    if to == "onnx":
+        assert (told.weights, told.agreement.independent) == (None, True)
+        return
+    assert verify_checkpoint(made.path, ours).stored == dtype
+    back = import_checkpoint(made.path, tmp_path / "back", n_heads=4, tokenizer="bytes")
+    assert back.certificate.weights.sha256 == told.weights.sha256
+    assert back.certificate.agreement.independent
+
+
+def test_nanogpts_other_gelu_is_told_and_kept(foreign_32, tmp_path):
+    ours = import_checkpoint(foreign_32, tmp_path / "ours").path
+    made = export_checkpoint(ours, tmp_path / "out", "nanogpt")
+    assert not made.certificate.same_activation
+    assert any("tanh approximation" in note for note in made.certificate.notes)
+    back = import_checkpoint(made.path, tmp_path / "back", tokenizer="bytes")
+    assert back.certificate.same_activation
+    assert checkpoint.load_model(back.path).config.exact_gelu
+    assert back.certificate.agreement.max_abs_logit_difference < 1e-5
+
+
+def test_an_export_of_a_damaged_checkpoint_is_refused(foreign_32, tmp_path):
+    ours = import_checkpoint(foreign_32, tmp_path / "ours").path
+    content = bytearray((ours / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (ours / "model.safetensors").write_bytes(content)
+    with pytest.raises(ClearheadError, match=r"model\.safetensors is damaged: its checksum"):
+        export_checkpoint(ours, tmp_path / "out", "llmc")
+    assert not (tmp_path / "out").exists()

@@ -105,6 +105,8 @@ class Certificate:
     """Its format."""
     source_files: dict[str, dict[str, Any]]
     """Size in bytes and SHA-256 of each of its files."""
+    config: dict[str, Any]
+    """The model's shape, which not every format tells."""
     result_format: str
     """The format of what was written."""
     stored: str

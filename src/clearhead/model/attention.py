@@ -66,7 +66,8 @@ def attend(
         mask: Which tokens each new one may attend to; without it, those up to its own place.
         dropout: Probability of dropping an attention weight.
     """
-    if query.device.type == "cpu" and mask is None and not dropout:
+    plain = mask is None and not dropout and not torch.compiler.is_exporting()
+    if plain and query.device.type == "cpu":
         batch, heads, length, head_dim = query.shape
         flat = (tensor.reshape(batch * heads, length, head_dim) for tensor in (query, key, value))
         z: Tensor = _BlockwiseAttention.apply(*flat)  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -152,9 +152,11 @@ def verify_checkpoint(
         checkpoint.verify(folder)
     on_stage(f"reading {against or folder}")
     with ExitStack() as stack:
-        result = stack.enter_context(open_source(folder))
-        other = stack.enter_context(open_source(against)) if against else result
         told = _certificate_of(folder)
+        heads = told.config.get("n_heads") if told else None
+        result = stack.enter_context(open_source(folder, n_heads=heads))
+        heads = result.config.n_heads
+        other = stack.enter_context(open_source(against, n_heads=heads)) if against else result
         stored = max((_stored_in(folder, result), _stored_in(against, other)), key=_ORDER.index)
         end_of_text = result.tokenizer.end_of_text if result.tokenizer else 0
         on_stage("comparing")
@@ -206,6 +208,7 @@ def certify(
         source=source.path.resolve().name,
         source_format=source.format,
         source_files=describe_files(source.files, root),
+        config=asdict(source.config),
         result_format=result.format if result else result_format,
         stored=stored,
         same_activation=same_activation,

@@ -9,7 +9,7 @@ from types import ModuleType
 from clearhead.checkpoint.formats.source import Source
 from clearhead.errors import ClearheadError, nearest
 
-_READ = ("huggingface", "openai", "llmc", "nanogpt", "book")
+_READ = ("huggingface", "openai", "gguf", "llmc", "nanogpt", "book")
 _WITHOUT_HEADS = ("nanogpt", "book")
 _ENDINGS = (".gguf", ".bin", ".pt", ".pth")
 
@@ -27,6 +27,8 @@ class Writer:
 
 
 WRITERS = {
+    "onnx": Writer("model.onnx", ("f32",), False),
+    "gguf": Writer("model.gguf", ("f32", "f16", "bf16", "q8_0", "q4_0"), True),
     "nanogpt": Writer("ckpt.pt", ("f32", "f16", "bf16"), True),
     "llmc": Writer("model.bin", ("f32", "bf16"), True),
     "book": Writer("model.pth", ("f32", "f16", "bf16"), True),

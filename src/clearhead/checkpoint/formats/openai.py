@@ -177,23 +177,32 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     if all(sha256_file(folder / name) == digest for name, digest in _PUBLISHED.items()):
         return build_tokenizer("gpt2")
     try:
-        return _own_tokenizer(vocab, merges)
+        if not merges or not merges[0].startswith("#version"):
+            raise ValueError(f"{_MERGES} does not begin with its version")
+        return byte_level_tokenizer(vocab, [one for one in merges[1:] if one])
     except (ValueError, RecursionError) as error:
         raise ClearheadError(
             f"{folder / _ENCODER} and {_MERGES} are damaged or do not belong together: {error}"
         ) from error
 
 
-def _own_tokenizer(vocab: dict[str, Any], merges: list[str]) -> Tokenizer:
-    if not merges or not merges[0].startswith("#version"):
-        raise ValueError(f"{_MERGES} does not begin with its version")
+def byte_level_tokenizer(vocab: dict[str, Any], merges: list[str]) -> Tokenizer:
+    """Return the tokenizer of a byte-level BPE's vocabulary and merges, without trusting them.
+
+    Args:
+        vocab: Token, in byte characters, to id.
+        merges: Pairs of tokens, a blank between.
+
+    Raises:
+        ValueError: They do not belong together.
+    """
     end_of_text = vocab.get(END_OF_TEXT, len(vocab))
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     content = {
         "added_tokens": [{"content": END_OF_TEXT, "special": True, "id": end_of_text}],
         "pre_tokenizer": byte_level,
         "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocab, "merges": [one for one in merges[1:] if one]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
     # Read as a tokenizer.json is, since those checks are what keeps damage away from Rust.
     file = read_tokenizer_file(json.dumps(content))
