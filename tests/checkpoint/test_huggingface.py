@@ -1,16 +1,20 @@
 """transformers and we read each other's folders, and compute the same."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from fuzz import fuzz
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from clearhead.checkpoint import load_model, save
-from clearhead.checkpoint.formats.table import n_parameters
+from clearhead.checkpoint.formats.huggingface import open_huggingface
+from clearhead.checkpoint.formats.table import n_parameters, our_weights
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, PRESETS, GPTConfig
 from clearhead.tokenizer import Tokenizer
@@ -251,3 +255,55 @@ def test_parameters_are_counted_without_a_model(name: str) -> None:
     for config in (PRESETS[name], GPTConfig(d_model=24, bias=False, qkv_bias=False, n_layers=3)):
         with torch.device("meta"):
             assert n_parameters(config) == GPT(config).n_parameters()
+
+
+def test_a_safe_pickle_is_read_and_code_in_one_is_not_run(foreign: Path, tmp_path: Path) -> None:
+    tensors = load_file(foreign / "model.safetensors")
+    (foreign / "model.safetensors").unlink()
+    torch.save(tensors, foreign / "pytorch_model.bin")
+    with open_huggingface(foreign, with_tokenizer=False) as source:
+        assert source.files[1].name == "pytorch_model.bin"
+        torch.testing.assert_close(
+            source.read("norm.bias"), tensors["transformer.ln_f.bias"], atol=0, rtol=0
+        )
+    mark = tmp_path / "ran"
+    torch.save({**tensors, "x": Payload(mark)}, foreign / "pytorch_model.bin")
+    with pytest.raises(ClearheadError, match="carries code"):
+        open_huggingface(foreign, with_tokenizer=False)
+    assert not mark.exists()
+
+
+class Payload:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def read_all(path: Path) -> None:
+    with open_huggingface(path.parent, with_tokenizer=False) as source:
+        for name, _ in our_weights(source.config):
+            source.read(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        ("model.safetensors", 10_000),
+        ("config.json", 3_000),
+        ("model.safetensors.index.json", 3_000),
+    ],
+)
+def test_thousands_of_damaged_files(foreign: Path, tmp_path: Path, name: str, n: int) -> None:
+    if name.endswith("index.json"):
+        (foreign / "model.safetensors").rename(foreign / "model-1.safetensors")
+        names = load_file(foreign / "model-1.safetensors")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-1.safetensors")}
+        (foreign / name).write_text(json.dumps(index))
+    original = (tmp_path / "original").resolve()
+    original.mkdir()
+    shutil.copy(foreign / name, original / name)
+    refused = fuzz(original / name, read_all, foreign, n)
+    assert refused > n // 10
