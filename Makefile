@@ -35,6 +35,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/time_to_loss.py --data $(SHAKESPEARE) $(PEER)
 	$(BIN)/python benchmarks/train_step.py $(PEER)
 	$(BIN)/python benchmarks/prepare.py --data $(CORPUS)
+	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from clearhead.data import describe as describe_data
     from clearhead.engine import SamplingConfig, generate_ids
     from clearhead.model import GPT, GPTConfig, KVCache, preset
+    from clearhead.recipes.convert import (
+        Conversion,
+        export_checkpoint,
+        import_checkpoint,
+        verify_checkpoint,
+    )
     from clearhead.recipes.generate import Completion, generate
     from clearhead.recipes.load import load
     from clearhead.recipes.pretrain import PretrainConfig, load_config, pretrain, recipe
@@ -35,6 +41,7 @@ __all__ = [
     "CheckpointInfo",
     "ClearheadError",
     "Completion",
+    "Conversion",
     "GPTConfig",
     "KVCache",
     "Manifest",
@@ -47,8 +54,10 @@ __all__ = [
     "bytes_per_token",
     "describe_checkpoint",
     "describe_data",
+    "export_checkpoint",
     "generate",
     "generate_ids",
+    "import_checkpoint",
     "iter_documents",
     "load",
     "load_config",
@@ -63,6 +72,7 @@ __all__ = [
     "text_to_token_ids",
     "token_ids_to_text",
     "train_tokenizer",
+    "verify_checkpoint",
 ]
 
 # Where each name lives; most need torch, which takes seconds to import, so they wait for their use.
@@ -70,6 +80,7 @@ _HOMES = {
     "GPT": "model.GPT",
     "CheckpointInfo": "checkpoint.CheckpointInfo",
     "Completion": "recipes.generate.Completion",
+    "Conversion": "recipes.convert.Conversion",
     "GPTConfig": "model.GPTConfig",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
@@ -82,8 +93,10 @@ _HOMES = {
     "bytes_per_token": "recipes.tokenize.bytes_per_token",
     "describe_checkpoint": "checkpoint.describe",
     "describe_data": "data.describe",
+    "export_checkpoint": "recipes.convert.export_checkpoint",
     "generate": "recipes.generate.generate",
     "generate_ids": "engine.generate_ids",
+    "import_checkpoint": "recipes.convert.import_checkpoint",
     "iter_documents": "data.iter_documents",
     "load": "recipes.load.load",
     "load_config": "recipes.pretrain.load_config",
@@ -98,6 +111,7 @@ _HOMES = {
     "text_to_token_ids": "tokenizer.text_to_token_ids",
     "token_ids_to_text": "tokenizer.token_ids_to_text",
     "train_tokenizer": "recipes.tokenize.train_tokenizer",
+    "verify_checkpoint": "recipes.convert.verify_checkpoint",
 }
 
 
