@@ -12,6 +12,7 @@ from clearhead.checkpoint.formats.pickled import (
 )
 from clearhead.checkpoint.formats.source import Source, TableSource, heads_of, parts
 from clearhead.checkpoint.formats.table import Table
+from clearhead.checkpoint.tensors import DTYPES
 from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
 
@@ -45,7 +46,6 @@ TABLE = Table(
     optional=(".qkv.bias",),
     head_always=True,
 )
-_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def recognise(path: Path) -> bool:
@@ -105,7 +105,9 @@ def write_book(source: Source, folder: Path, dtype: str) -> list[str]:
     tensors = {
         name: part.contiguous()
         for weight in TABLE.weights(source.config)
-        for name, part in zip(weight.theirs, parts(source, weight, _DTYPES[dtype]), strict=True)
+        for name, part in zip(
+            weight.theirs, parts(source, weight, DTYPES[dtype.upper()]), strict=True
+        )
     }
     if source.config.tied_head:
         tensors["out_head.weight"] = tensors["tok_emb.weight"]

@@ -1,12 +1,14 @@
 """nanoGPT's ckpt.pt, and minGPT's state dict, which has the same names."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clearhead.checkpoint.formats import huggingface
 from clearhead.checkpoint.formats.pickled import (
     entries_of,
     looks_pickled,
@@ -15,41 +17,20 @@ from clearhead.checkpoint.formats.pickled import (
     widest,
 )
 from clearhead.checkpoint.formats.source import Source, TableSource, heads_of, parts
-from clearhead.checkpoint.formats.table import Table
+from clearhead.checkpoint.tensors import DTYPES
 from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
 
-_NAMES = (
-    ("norm_1.weight", "ln_1.weight"),
-    ("norm_1.bias", "ln_1.bias"),
-    ("attention.qkv.weight", "attn.c_attn.weight"),
-    ("attention.qkv.bias", "attn.c_attn.bias"),
-    ("attention.out_proj.weight", "attn.c_proj.weight"),
-    ("attention.out_proj.bias", "attn.c_proj.bias"),
-    ("norm_2.weight", "ln_2.weight"),
-    ("norm_2.bias", "ln_2.bias"),
-    ("mlp.up.weight", "mlp.c_fc.weight"),
-    ("mlp.up.bias", "mlp.c_fc.bias"),
-    ("mlp.down.weight", "mlp.c_proj.weight"),
-    ("mlp.down.bias", "mlp.c_proj.bias"),
-)
-TABLE = Table(
+# nanoGPT took Hugging Face's names, not its layout.
+TABLE = replace(
+    huggingface.TABLE,
     format="nanogpt",
-    block="transformer.h.{layer}.",
-    outside=(
-        ("token_embedding.weight", "transformer.wte.weight"),
-        ("position_embedding.weight", "transformer.wpe.weight"),
-        ("norm.weight", "transformer.ln_f.weight"),
-        ("norm.bias", "transformer.ln_f.bias"),
-        ("head.weight", "lm_head.weight"),
-    ),
-    in_block=_NAMES,
+    transposed=False,
     optional=(".bias",),
     head_always=True,
 )
 _EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
 _NARROW = {512: 8, 192: 6, 128: 4, 48: 3}  # minGPT's own small models
-_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def recognise(path: Path) -> bool:
@@ -130,7 +111,7 @@ def write_nanogpt(source: Source, folder: Path, dtype: str) -> list[str]:
     if not config.tied_head:
         raise ClearheadError("nanoGPT ties the head to the token embedding; this model does not")
     tensors = {
-        weight.theirs[0]: parts(source, weight, _DTYPES[dtype])[0]
+        weight.theirs[0]: parts(source, weight, DTYPES[dtype.upper()])[0]
         for weight in TABLE.weights(config)
     }
     arguments = {
