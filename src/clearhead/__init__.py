@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from clearhead.checkpoint import CheckpointInfo
     from clearhead.checkpoint import describe as describe_checkpoint
     from clearhead.checkpoint import save as save
+    from clearhead.checkpoint.download import Downloaded, download
     from clearhead.data import Manifest, TokenDataset, iter_documents, prepare
     from clearhead.data import describe as describe_data
     from clearhead.engine import SamplingConfig, generate_ids
@@ -42,6 +43,7 @@ __all__ = [
     "ClearheadError",
     "Completion",
     "Conversion",
+    "Downloaded",
     "GPTConfig",
     "KVCache",
     "Manifest",
@@ -54,6 +56,7 @@ __all__ = [
     "bytes_per_token",
     "describe_checkpoint",
     "describe_data",
+    "download",
     "export_checkpoint",
     "generate",
     "generate_ids",
@@ -81,6 +84,7 @@ _HOMES = {
     "CheckpointInfo": "checkpoint.CheckpointInfo",
     "Completion": "recipes.generate.Completion",
     "Conversion": "recipes.convert.Conversion",
+    "Downloaded": "checkpoint.download.Downloaded",
     "GPTConfig": "model.GPTConfig",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
@@ -93,6 +97,7 @@ _HOMES = {
     "bytes_per_token": "recipes.tokenize.bytes_per_token",
     "describe_checkpoint": "checkpoint.describe",
     "describe_data": "data.describe",
+    "download": "checkpoint.download.download",
     "export_checkpoint": "recipes.convert.export_checkpoint",
     "generate": "recipes.generate.generate",
     "generate_ids": "engine.generate_ids",

@@ -1,6 +1,7 @@
 """`clearhead import`, `export` and `verify`: what they print, and their mistakes."""
 
 import json
+import shutil
 
 import pytest
 
@@ -46,3 +47,16 @@ def test_mistakes_are_told_in_one_line(refused, run, tmp_path):
     assert "llmc stores f32, bf16, not 'q8_0'" in line
     assert "does not exist" in refused("verify", tmp_path / "none")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_published_name_is_fetched_first(call, run, tmp_path, monkeypatch):
+    newest = checkpoint.list_checkpoints(run)[-1]
+
+    def fetch(name, *, progress):
+        shutil.copytree(newest, name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clearhead.cli.convert.download", fetch)
+    status, out, _ = call("import", "gpt2", "ours", "--json")
+    assert (status, json.loads(out)["source"]) == (0, "gpt2")
+    assert call("import", "gpt2", "again")[0] == 0  # what is there is not fetched again

@@ -8,7 +8,10 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from clearhead.checkpoint.certificate import Certificate
+from clearhead.checkpoint.download import download
+from clearhead.checkpoint.download.sources import HUB_NAMES
 from clearhead.cli import show
+from clearhead.cli.download import Bars
 from clearhead.cli.parse import Flag, parse
 from clearhead.recipes.convert import (
     Conversion,
@@ -28,7 +31,7 @@ class ImportArguments:
     """
 
     source: Positional[Path]
-    """A file or a folder."""
+    """A file or a folder; gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2 are fetched."""
     out: Positional[Path]
     """The checkpoint to make."""
     tokenizer: str | None = None
@@ -75,6 +78,9 @@ class VerifyArguments:
 def import_(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     parsed = parse(ImportArguments, arguments, prog)
+    if str(parsed.source) in HUB_NAMES and not parsed.source.exists():
+        with Bars(show.progress()) as bars:
+            download(str(parsed.source), progress=bars)
     made = import_checkpoint(
         parsed.source,
         parsed.out,

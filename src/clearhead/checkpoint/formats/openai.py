@@ -18,6 +18,7 @@ from clearhead.errors import ClearheadError
 from clearhead.files import sha256_file
 from clearhead.model import GPTConfig
 from clearhead.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
+from clearhead.tokenizer.gpt2 import SHA256
 from clearhead.tokenizer.huggingface import byte_level_json
 from clearhead.tokenizer.learnt import BPETokenizer
 from clearhead.tokenizer.reading import read_tokenizer_file
@@ -58,10 +59,6 @@ _CONFIG = {  # theirs: ours
 _STATE = "checkpoint"
 _NEWEST = re.compile(r'^model_checkpoint_path:\s*"([^"\n]+)"', re.MULTILINE)
 _ENCODER, _MERGES = "encoder.json", "vocab.bpe"
-_PUBLISHED = {
-    _ENCODER: "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    _MERGES: "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
 _STORED = ("F32", "F16", "BF16")
 _MOST_TEXT = 64 * 2**20
 
@@ -163,18 +160,18 @@ def _dtype(header: Mapping[str, Entry], where: Path, notes: list[str]) -> torch.
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
     """Return GPT-2's own tokenizer if the files are GPT-2's, one made of them if they are not."""
-    missing = [name for name in _PUBLISHED if not (folder / name).is_file()]
-    if len(missing) == len(_PUBLISHED):
+    missing = [name for name in SHA256 if not (folder / name).is_file()]
+    if len(missing) == len(SHA256):
         return None
     if missing:
-        other = next(name for name in _PUBLISHED if name not in missing)
+        other = next(name for name in SHA256 if name not in missing)
         raise ClearheadError(
             f"{folder / missing[0]} is missing, and {other} is of no use without it; put it there, "
             f"or take {other} away and name a tokenizer"
         )
     merges = _text(folder / _MERGES).splitlines()
     vocab = read_json(folder / _ENCODER)
-    if all(sha256_file(folder / name) == digest for name, digest in _PUBLISHED.items()):
+    if all(sha256_file(folder / name) == digest for name, digest in SHA256.items()):
         return build_tokenizer("gpt2")
     try:
         if not merges or not merges[0].startswith("#version"):
