@@ -9,7 +9,7 @@ from clearhead.model import GPT, GPTConfig
 
 @pytest.fixture(scope="session")
 def model() -> GPT:
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     model = GPT(GPTConfig(vocab_size=97, context_length=40, d_model=32, n_heads=4, n_layers=2))
     with torch.no_grad():
         for parameter in model.parameters():  # far from GPT-2's start, so that tokens differ
