@@ -6,6 +6,7 @@ The weights are random and made on the spot, in the shape of a preset, as a Hugg
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +35,12 @@ def ours(folder: Path, out: Path) -> dict[str, float]:
     return {"converted": times[2] - times[0], "verified": time.perf_counter() - times[0]}
 
 
+def alone(folder: Path, out: Path) -> dict[str, float]:
+    """Measure ours as where transformers is not installed, so that our model verifies."""
+    sys.modules["transformers"] = None  # type: ignore[assignment]
+    return ours(folder, out)
+
+
 def transformers(folder: Path, out: Path) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
 
@@ -56,7 +63,8 @@ def main() -> None:
             make(out, Path(folder))
             print("{}")
             return
-        seconds = {"clearhead": ours, "transformers": transformers}[what](Path(folder), Path(out))
+        measure = {"clearhead": ours, "alone": alone, "transformers": transformers}[what]
+        seconds = measure(Path(folder), Path(out))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({**seconds, "peak_bytes": peak}))
         return
@@ -67,7 +75,7 @@ def main() -> None:
             child(__file__, "--child", "make", source, name)
             size = (Path(source) / "model.safetensors").stat().st_size
             result[name] = {"bytes": size}
-            for who in ("clearhead", "transformers"):
+            for who in ("clearhead", "alone", "transformers"):
                 found = child(__file__, "--child", who, source, f"{folder}/{who}")
                 result[name][who] = {**found, "peak_over_file": found["peak_bytes"] / size}
                 print(name, who, result[name][who], flush=True)

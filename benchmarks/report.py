@@ -109,11 +109,12 @@ def convert(result: dict[str, Any]) -> list[str]:
     for name, found in result.items():
         if name == "machine":
             continue
-        ours, theirs = found["clearhead"], found["transformers"]
+        ours, alone, theirs = (found[who] for who in ("clearhead", "alone", "transformers"))
         size = f"{name} ({found['bytes'] / 1e9:.2f} GB)"
         for who, seconds, one in (
             ("clearhead, written", ours["converted"], ours),
-            ("clearhead, written and certified", ours["verified"], ours),
+            ("clearhead, written and certified by transformers", ours["verified"], ours),
+            ("clearhead, written and certified, no transformers", alone["verified"], alone),
             ("transformers, loaded", theirs["loaded"], theirs),
             ("transformers, loaded and saved", theirs["converted"], theirs),
         ):

@@ -266,11 +266,40 @@ def test_out_and_in_again(foreign_32, tmp_path, to, dtype, file):
     checkpoint.verify(made.path)
     if to == "onnx":
         assert (told.weights, told.agreement.independent) == (None, True)
+        again = verify_checkpoint(made.path, ours)
+        assert again.agreement.max_abs_logit_difference == told.agreement.max_abs_logit_difference
+        with pytest.raises(ClearheadError, match=r"is a graph, .* with --against DIR"):
+            verify_checkpoint(made.path)
         return
     assert verify_checkpoint(made.path, ours).stored == dtype
     back = import_checkpoint(made.path, tmp_path / "back", n_heads=4, tokenizer="bytes")
     assert back.certificate.weights.sha256 == told.weights.sha256
     assert back.certificate.agreement.independent
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q4_0"])
+def test_llama_cpp_computes_what_is_exported_to_it(foreign_32, tmp_path, dtype):
+    pytest.importorskip("xllamacpp")
+    ours = import_checkpoint(foreign_32, tmp_path / "ours").path
+    made = export_checkpoint(ours, tmp_path / "out", "gguf", dtype=dtype)
+    for told in (made.certificate, verify_checkpoint(made.path), verify_checkpoint(ours)):
+        assert told.agreement.independent
+    found = made.certificate.agreement
+    assert found.theirs.startswith("llama.cpp")
+    assert (found.sequences, found.tokens) == (6, 6)  # one position of each that is long enough
+    assert 0 < found.max_abs_logit_difference < (0.01 if dtype == "f32" else 0.2)
+
+
+def test_llama_cpp_finds_a_model_that_is_another(foreign_32, tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    ours = import_checkpoint(foreign_32, tmp_path / "ours").path
+    made = export_checkpoint(ours, tmp_path / "out", "gguf").path
+    rewrite(foreign_32, lambda old: {name: one * 1.5 for name, one in old.items()})
+    shutil.rmtree(ours)
+    other = import_checkpoint(foreign_32, ours).path
+    monkeypatch.setattr(convert, "compare_weights", lambda source, result: None)
+    with pytest.raises(ClearheadError, match=r"the logits by .* that f32 explains"):
+        verify_checkpoint(made, other)
 
 
 def test_nanogpts_other_gelu_is_told_and_kept(foreign_32, tmp_path):

@@ -19,6 +19,7 @@ from clearhead.errors import ClearheadError
 from clearhead.files import sha256_file
 from clearhead.model import GPTConfig
 
+_NO_TARGET = -1
 _SEED = 20190214
 _SHORT = 8
 
@@ -77,6 +78,8 @@ class Agreement:
     """What computed the other."""
     independent: bool
     """Whether one side is an implementation that is not ours."""
+    rounding: str
+    """The type to which the coarser side rounds intermediate results."""
     sequences: int
     """Sequences compared: short ones, a full context, and the vocabulary's edges."""
     tokens: int
@@ -128,8 +131,10 @@ class Certificate:
         Raises:
             ClearheadError: One is beyond it.
         """
-        tolerance = TOLERANCES[self.stored]
         found, limits = self.agreement, []
+        order = list(TOLERANCES)
+        tolerance = TOLERANCES[self.stored]
+        rounding = TOLERANCES[max(self.stored, found.rounding, key=order.index)]
         if self.weights:
             limit = 0.0 if self.exact else tolerance.weight
             named = f"the weights of {self.weights.worst}"
@@ -137,8 +142,8 @@ class Certificate:
         is_finite = not (self.weights and self.weights.not_finite)  # NaN agrees with nothing
         if is_finite and self.same_activation:
             logit = found.max_abs_logit_difference / max(1.0, found.largest_logit)
-            limits.append(("the logits", logit, tolerance.logit))
-            limits.append(("the KL divergence", found.kl_divergence, tolerance.divergence))
+            limits.append(("the logits", logit, rounding.logit))
+            limits.append(("the KL divergence", found.kl_divergence, rounding.divergence))
         for what, value, limit in limits:
             if not value <= limit:
                 raise ClearheadError(
@@ -184,11 +189,10 @@ def compare_weights(source: Source, result: Source) -> Weights:
     largest, relative, worst = 0.0, 0.0, ""
     for name, shape in our_weights(source.config):
         for before, after in _slices(source.read(name), result.read(name)):
-            digest.update(after.numpy().data)
-            finite = before.isfinite()
-            if finite.all() and torch.equal(before, after):
+            digest.update(after.contiguous().numpy().data)
+            if torch.equal(before, after) and before.sum().isfinite():
                 continue
-            not_finite += int((~finite).sum())
+            not_finite += int((~before.isfinite()).sum())
             same = (before == after) | (before.isnan() & after.isnan())
             apart = (before - after).abs().nan_to_num(nan=math.inf)
             difference = float(apart.masked_fill_(same, 0.0).max())
@@ -205,7 +209,7 @@ def _slices(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     rows = max(1, 2**24 // max(1, before[0].numel()))
     for start in range(0, len(before), rows):
         one, other = before[start : start + rows], after[start : start + rows]
-        yield one.float().contiguous(), other.float().contiguous()
+        yield one.float(), other.float()
 
 
 def sequences(config: GPTConfig, end_of_text: int) -> list[Int[Tensor, "_ _"]]:
@@ -244,7 +248,9 @@ def compare_logits(
     theirs: list[Float[Tensor, "_ _ V"]],
     names: tuple[str, str],
     *,
+    at: slice,
     independent: bool,
+    rounding: str = "f32",
 ) -> Agreement:
     """Compare what two models make of the same sequences.
 
@@ -253,15 +259,19 @@ def compare_logits(
         ours: One model's logits for each batch.
         theirs: The other's.
         names: What computed either.
+        at: The positions of each sequence that the logits are of.
         independent: Whether one of them is not our implementation.
+        rounding: The type to which one of them rounds intermediate results.
     """
     sums = _Sums()
     for tokens, one, other in zip(batches, ours, theirs, strict=True):
+        targets = F.pad(tokens[:, 1:], (0, 1), value=_NO_TARGET)[:, at]
         for row in range(len(tokens)):
-            _add(sums, tokens[row, -one.shape[1] :], one[row].float(), other[row].float())
+            _add(sums, targets[row], one[row].float(), other[row].float())
     return Agreement(
         *names,
         independent,
+        rounding,
         sequences=sum(len(tokens) for tokens in batches),
         tokens=sums.positions,
         max_abs_logit_difference=sums.largest,
@@ -275,11 +285,11 @@ def compare_logits(
 
 def _add(
     sums: _Sums,
-    tokens: Int[Tensor, " T"],
+    targets: Int[Tensor, " T"],
     ours: Float[Tensor, "T V"],
     theirs: Float[Tensor, "T V"],
 ) -> None:
-    """Add one sequence's differences; its tokens are those at the logits' positions."""
+    """Add one sequence's differences; the targets are the tokens that follow each position."""
     difference = (ours - theirs).abs()
     sums.positions += len(ours)
     sums.elements += ours.numel()
@@ -289,9 +299,9 @@ def _add(
     sums.same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
     first, second = ours.log_softmax(-1), theirs.log_softmax(-1)
     sums.divergence += float(F.kl_div(second, first, log_target=True, reduction="sum"))
-    targets = tokens[1:, None]
-    sums.losses += len(targets)
-    sums.loss += float((first - second)[:-1].gather(-1, targets).sum())
+    told = targets != _NO_TARGET
+    sums.losses += int(told.sum())
+    sums.loss += float((first - second)[told].gather(-1, targets[told, None]).sum())
 
 
 def describe_files(files: list[Path], root: Path) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Logits of the same tokens from different implementations, ours and those that are installed."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +15,10 @@ from clearhead.checkpoint.formats.huggingface import CONFIG, WEIGHTS
 from clearhead.checkpoint.formats.source import Source, build
 from clearhead.checkpoint.tensors import TensorFile
 from clearhead.errors import ClearheadError
+from clearhead.tokenizer import Tokenizer
 
-LAST = 64
-"""Positions at the end of each sequence whose logits are compared."""
+LAST = slice(-64, None)
+"""The positions of each sequence whose logits are compared: the last ones."""
 Logits = list[Float[Tensor, "_ _ V"]]
 Batches = list[Int[Tensor, "_ _"]]
 
@@ -30,18 +32,24 @@ class Peer:
     independent: bool
     """Whether it is not our implementation."""
     logits: Callable[[Batches], Logits]
-    """Computes them in float32, those of the last `LAST` positions of each sequence."""
+    """Computes them in float32, those of the positions `at` of each sequence."""
+    at: slice
+    """The positions that it tells."""
+    normalised: bool = False
+    """Whether it tells logarithms of probabilities, which are logits up to a constant."""
+    rounding: str = "f32"
+    """The type that it rounds intermediate results to: f32, f16 or bf16."""
 
 
-def ourselves(source: Source, what: str) -> Peer:
+def ourselves(source: Source, what: str, at: slice = LAST) -> Peer:
     """Return our model, on a source's tensors as they lie in its files."""
 
     @torch.no_grad()
     def logits(batches: Batches) -> Logits:
         model = build(source, dtype=torch.float32, contiguous=False)
-        return [model.head(model.hidden(tokens)[:, -LAST:]) for tokens in batches]
+        return [model.head(model.hidden(tokens)[:, at]) for tokens in batches]
 
-    return Peer(f"clearhead on {what}", False, logits)
+    return Peer(f"clearhead on {what}", False, logits, at)
 
 
 def transformers(folder: Path) -> Peer | None:
@@ -67,11 +75,11 @@ def transformers(folder: Path) -> Peer | None:
             model.load_state_dict(state, assign=True)
             model.train(False)
             return [
-                model(input_ids=tokens, use_cache=False, logits_to_keep=LAST).logits
+                model(input_ids=tokens, use_cache=False, logits_to_keep=-LAST.start).logits
                 for tokens in batches
             ]
 
-    return Peer(f"transformers {_version('transformers')}", True, logits)
+    return Peer(f"transformers {_version('transformers')}", True, logits, LAST)
 
 
 def onnxruntime(path: Path) -> Peer:
@@ -90,11 +98,59 @@ def onnxruntime(path: Path) -> Peer:
 
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return [
-            torch.from_numpy(session.run(["logits"], {"input_ids": tokens.numpy()})[0])[:, -LAST:]
+            torch.from_numpy(session.run(["logits"], {"input_ids": tokens.numpy()})[0])[:, LAST]
             for tokens in batches
         ]
 
-    return Peer(f"onnxruntime {_version('onnxruntime')}", True, logits)
+    return Peer(f"onnxruntime {_version('onnxruntime')}", True, logits, LAST)
+
+
+def llama_cpp(path: Path, tokenizer: Tokenizer, context_length: int) -> Peer | None:
+    """Return llama.cpp on a GGUF file, if its Python package xllamacpp is installed.
+
+    It tells the probabilities of the token that it writes next, once it has written whole
+    characters, so that it is made to write an "a". It refuses a prompt that fills the context, and
+    looks GELU up in a table of half precision.
+    """
+    if find_spec("xllamacpp") is None:
+        return None
+    at = slice(-2, -1)
+
+    def logits(batches: Batches) -> Logits:
+        import xllamacpp as llama
+
+        settings = llama.CommonParams()
+        settings.model.path = str(path)
+        settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = context_length, 1, 0
+        settings.cpuparams.n_threads = torch.get_num_threads()
+        settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        settings.warmup, settings.verbosity = False, -1
+        server = llama.Server(settings)
+        request = {
+            "n_predict": 1,
+            "n_probs": tokenizer.vocab_size,
+            "logit_bias": [[int(tokenizer.encode("a")[0]), 1000.0]],
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+
+        def next_of(prompt: list[int]) -> Float[Tensor, " V"]:
+            answer = server.handle_completions({**request, "prompt": prompt})
+            answer = answer if isinstance(answer, dict) else json.loads(answer)
+            if "error" in answer:
+                raise ClearheadError(f"llama.cpp cannot run {path}: {answer['error']['message']}")
+            found = torch.full((tokenizer.vocab_size,), -torch.inf)
+            for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+                found[one["id"]] = one["logprob"]
+            return found
+
+        return [
+            torch.stack([next_of(row[:-1].tolist()) for row in tokens])[:, None]
+            for tokens in batches
+        ]
+
+    name = f"llama.cpp (xllamacpp {_version('xllamacpp')})"
+    return Peer(name, True, logits, at, normalised=True, rounding="f16")
 
 
 def _version(package: str) -> str:

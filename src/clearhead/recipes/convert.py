@@ -22,9 +22,9 @@ from clearhead.checkpoint.certificate import (
 )
 from clearhead.checkpoint.checksums import OWN, seal, write_json
 from clearhead.checkpoint.formats.huggingface import open_huggingface, write_huggingface
-from clearhead.checkpoint.formats.known import open_source, writer
+from clearhead.checkpoint.formats.known import WRITERS, open_source, writer
 from clearhead.checkpoint.formats.source import GPT2_VOCAB, Source
-from clearhead.checkpoint.peers import Peer, onnxruntime, ourselves, transformers
+from clearhead.checkpoint.peers import Peer, llama_cpp, onnxruntime, ourselves, transformers
 from clearhead.errors import ClearheadError, nearest
 from clearhead.files import fsync_dir
 from clearhead.tokenizer import Tokenizer, build_tokenizer, save_tokenizer
@@ -121,7 +121,7 @@ def export_checkpoint(
             with open_source(
                 new / found.file, vocab_size=tokenizer.vocab_size, n_heads=source.config.n_heads
             ) as result:
-                peer = ourselves(result, f"what {found.file} holds")
+                peer = _independent(result) or ourselves(result, f"what {found.file} holds")
                 certificate = certify(source, result, peer, dtype, tokenizer.end_of_text)
         else:
             peer = onnxruntime(new / found.file)
@@ -150,6 +150,9 @@ def verify_checkpoint(
     folder = checkpoint.resolve(path) if path.is_dir() and (path / "checkpoints").is_dir() else path
     if folder.is_dir() and (folder / OWN).is_dir():
         checkpoint.verify(folder)
+    graph = folder / WRITERS["onnx"].file if folder.is_dir() else folder
+    if graph.suffix == ".onnx" and graph.is_file():
+        return _verify_graph(graph, against, on_stage)
     on_stage(f"reading {against or folder}")
     with ExitStack() as stack:
         told = _certificate_of(folder)
@@ -160,13 +163,35 @@ def verify_checkpoint(
         stored = max((_stored_in(folder, result), _stored_in(against, other)), key=_ORDER.index)
         end_of_text = result.tokenizer.end_of_text if result.tokenizer else 0
         on_stage("comparing")
-        peer = transformers(folder) or ourselves(result, str(folder))
+        peer = _independent(result) or ourselves(result, str(folder))
         certificate = certify(other, result, peer, stored, end_of_text)
     certificate.check()
     before, now = told and told.weights, certificate.weights
     if before and now and before.sha256 != now.sha256:
         raise ClearheadError(f"{folder}: its weights are not those of its certificate")
     return certificate
+
+
+def _verify_graph(graph: Path, against: Path | None, on_stage: Stage) -> Certificate:
+    if against is None:
+        raise ClearheadError(
+            f"{graph} is a graph, which has no second reading; give the checkpoint that it was "
+            "made from with --against DIR"
+        )
+    on_stage(f"reading {against}")
+    with open_source(against) as source:
+        end_of_text = source.tokenizer.end_of_text if source.tokenizer else 0
+        on_stage("comparing")
+        certificate = certify(source, None, onnxruntime(graph), "f32", end_of_text, "onnx")
+    certificate.check()
+    return certificate
+
+
+def _independent(source: Source) -> Peer | None:
+    """Return what else can compute a source's logits, if that is installed."""
+    if source.format == "gguf" and source.tokenizer:
+        return llama_cpp(source.path, source.tokenizer, source.config.context_length)
+    return transformers(source.path) if source.path.is_dir() else None
 
 
 def certify(
@@ -190,9 +215,12 @@ def certify(
     weights = compare_weights(source, result) if result else None
     batches = sequences(source.config, end_of_text)
     # One model after the other, so that no two are ever in memory.
-    ours = ourselves(source, "the source's tensors")
+    ours = ourselves(source, "the source's tensors", peer.at)
+    batches = [tokens for tokens in batches if tokens[:, peer.at].numel()]
     before = ours.logits(batches)
     after = peer.logits(batches)
+    if peer.normalised:
+        before = [logits.log_softmax(-1) for logits in before]
     names = (ours.name, peer.name)
     notes = list(source.notes)
     if weights and weights.not_finite:
@@ -214,7 +242,15 @@ def certify(
         same_activation=same_activation,
         exact=stored == "f32" or _STORED.get(source.dtype) == stored,
         weights=weights,
-        agreement=compare_logits(batches, before, after, names, independent=peer.independent),
+        agreement=compare_logits(
+            batches,
+            before,
+            after,
+            names,
+            at=peer.at,
+            independent=peer.independent,
+            rounding=peer.rounding,
+        ),
         notes=notes,
     )
 

@@ -258,7 +258,7 @@ ANSWER = (
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=9000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.lists(st.tuples(st.integers(0, len(ANSWER) - 1), st.binary(max_size=4)), max_size=4),
     code=st.sampled_from([b"200", b"206", b"302", b"416", b"429", b"1xx", b"999"]),

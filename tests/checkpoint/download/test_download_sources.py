@@ -198,7 +198,7 @@ def test_a_listing_that_is_far_too_long(server, refused, monkeypatch):
 
 
 @pytest.mark.slow
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(0, 300), piece=st.binary(max_size=6), cut=st.integers(0, 6))
 def test_a_damaged_listing_brings_nothing_but_our_error(server, tmp_path_factory, at, piece, cut):
     publish(server, {"config.json": CONFIG, "model.safetensors": b"weights"})
