@@ -145,6 +145,18 @@ def test_sources_add_up_to_the_head(position):
     torch.testing.assert_close(some.strength[0, 0], found.strength[2, 1])
 
 
+def test_sources_on_average_are_the_mean_over_the_tokens(monkeypatch):
+    monkeypatch.setattr(module, "_ROWS", 4)
+    model = random_model()
+    tokens = random_tokens(model, batch=1)
+    each = [sources(model, tokens, position=at) for at in range(11)]
+    found = sources(model, tokens)
+    assert found.position is None
+    for name in ("attention", "strength"):
+        mean = torch.stack([getattr(one, name) for one in each]).mean(0)
+        torch.testing.assert_close(getattr(found, name), mean)
+
+
 def test_pairs_are_what_the_formulas_say():
     model = random_model()
     tokens = random_tokens(model)

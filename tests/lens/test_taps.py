@@ -99,6 +99,30 @@ def test_a_compiled_model_says_that_it_cannot_be_observed():
         pass
 
 
+def test_blocks_compiled_in_place_are_observed_uncompiled():
+    model = random_model()
+    tokens = random_tokens(model)
+    expected = run(model, tokens, "z")["z", 1]
+    calls = []
+
+    def compiled(block):
+        def call(*arguments):
+            calls.append(block)
+            return block.forward(*arguments)
+
+        return call
+
+    for block in model.blocks:  # where block.compile() leaves what it made
+        block._compiled_call_impl = compiled(block)
+    with torch.no_grad():
+        model(tokens)
+        assert len(calls) == 3
+        torch.testing.assert_close(run(model, tokens, "z")["z", 1], expected)
+        assert len(calls) == 3
+        model(tokens)
+        assert len(calls) == 6
+
+
 def test_training_mode_is_kept():
     model = random_model().train()
     run(model, random_tokens(model), "z")

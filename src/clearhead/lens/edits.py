@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearhead.lens.taps import check_heads, check_layers, plain
+from clearhead.lens.taps import check_heads, check_layers, hooked
 from clearhead.model import GPT
 
 Change = Callable[[Float[Tensor, "B T H K"]], Float[Tensor, "B T H K"]]
@@ -30,18 +30,15 @@ def edit(model: GPT, layer: int, change: Change) -> Iterator[GPT]:
     Raises:
         ClearheadError: There is no such layer, or the model is compiled.
     """
-    check_layers(plain(model), [layer])
+    check_layers(model, [layer])
     block: Any = model.blocks[layer]
 
     def before(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
         z = torch.unflatten(given[0], -1, (model.config.n_heads, -1))  # [B, T, H, K]
         return (change(z).flatten(-2),)
 
-    handle = block.attention.out_proj.register_forward_pre_hook(before)
-    try:
+    with hooked(model), block.attention.out_proj.register_forward_pre_hook(before):
         yield model
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -136,15 +133,12 @@ def identity_projection(model: GPT, layer: int) -> Iterator[GPT]:
     Raises:
         ClearheadError: There is no such layer, or the model is compiled.
     """
-    check_layers(plain(model), [layer])
+    check_layers(model, [layer])
     block: Any = model.blocks[layer]
 
     def after(module: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> Tensor:
         bias: Any = module.bias
         return given[0] if bias is None else given[0] + bias
 
-    handle = block.attention.out_proj.register_forward_hook(after)
-    try:
+    with hooked(model), block.attention.out_proj.register_forward_hook(after):
         yield model
-    finally:
-        handle.remove()

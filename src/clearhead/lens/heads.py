@@ -19,6 +19,7 @@ from clearhead.lens.weights import LayerWeights, weights
 from clearhead.model import GPT
 
 SPLIT = "sum of parts − whole"
+_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,7 +131,7 @@ def _layer(
     out: Float[Tensor, "H K D"],
 ) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"], Float[Tensor, " H"], Proof]:
     """Return a layer's shares, strengths, shares over all tokens, and their proof."""
-    exact = z.dtype if z.dtype == torch.float64 else torch.float32
+    exact = _exact(z)
     z, out = z.to(exact), out.to(exact)
     whole = output.to(exact)
     a = whole if bias is None else whole - bias.to(exact)  # [B, T, D]
@@ -138,6 +139,11 @@ def _layer(
     inner = torch.einsum("bthk,bthk->bth", z, (a @ out.flatten(0, 1).T).view(z.shape))  # ⟨r_h, a⟩
     size = inner.sum(-1, keepdim=True)  # ‖a‖², as the parts have it
     return _ratio(inner, size), _norms(z, out), _ratio(inner.sum((0, 1)), size.sum()), proof
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    """Return the type to add up in: at least fp32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _ratio(part: Float[Tensor, "..."], whole: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -180,8 +186,8 @@ class Sources(Result):
     """Which layers these are."""
     heads: tuple[int, ...]
     """Which heads."""
-    position: int
-    """The token that attends."""
+    position: int | None
+    """The token that attends; none for the average over all tokens."""
 
 
 @torch.no_grad()
@@ -189,16 +195,17 @@ def sources(
     model: GPT,
     token_ids: Int[Tensor, "1 T"],
     *,
-    position: int = -1,
+    position: int | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Sources:
-    """Measure how much each token hands to one token, through each head.
+    """Measure how much each token hands to one token, or to all on average, through each head.
 
     Args:
         model: The model.
         token_ids: One text.
-        position: The token that attends; negative ones count from the end.
+        position: The token that attends, negative ones counted from the end; the average over all
+            tokens by default.
         layers: Which layers; all by default.
         heads: Which heads; all by default.
 
@@ -208,17 +215,24 @@ def sources(
     """
     chosen = check_layers(model, layers)
     wanted = check_heads(model.config.n_heads, heads)
-    row = check_position(token_ids, position)
+    row = None if position is None else check_position(token_ids, position)
+    rows = range(token_ids.shape[1]) if row is None else [row]
     seen = run(model, token_ids, "q", "k", "v", "z", layers=chosen)
     all_weights = weights(model).layers
     attention, strength, proofs = [], [], []
     for layer in chosen:
-        value, z = seen["v", layer][0][:, wanted], seen["z", layer][0, row, wanted]
-        alpha = patterns(seen["q", layer], seen["k", layer], heads=wanted, rows=[row])[0, :, 0]
-        rebuilt = torch.einsum("ht,thk->hk", alpha, value)
-        proofs.append(prove("sum over the tokens − the head's output", rebuilt, z))
-        attention.append(alpha)
-        strength.append(alpha * _norms(value[None], all_weights[layer].out[wanted])[0].T)
+        value, z = seen["v", layer][0][:, wanted], seen["z", layer][0][:, wanted]  # [T, h, K]
+        total = value.new_zeros(len(wanted), len(value), dtype=_exact(value))  # [h, T]
+        for start in range(0, len(rows), _ROWS):
+            some = list(rows[start : start + _ROWS])
+            alpha = patterns(seen["q", layer], seen["k", layer], heads=wanted, rows=some)[0]
+            rebuilt = torch.einsum("hrt,thk->rhk", alpha, value)
+            proofs.append(prove("sum over the tokens − the head's output", rebuilt, z[some]))
+            total += alpha.sum(1)
+        mean = total / len(rows)
+        attention.append(mean)
+        out = all_weights[layer].out[wanted].to(mean)
+        strength.append(mean * _norms(value[None].to(mean), out)[0].T)
     return Sources(
         proof=worst(proofs),
         attention=torch.stack(attention).cpu(),
@@ -282,7 +296,7 @@ def pairs(
     for layer in chosen:
         one = weights(model).layers[layer]
         z, output, bias = _parts(seen, one, layer, fold_value_bias=False)
-        exact = z.dtype if z.dtype == torch.float64 else torch.float32
+        exact = _exact(z)
         flat, out = z.flatten(0, 1).flatten(1).to(exact), one.out.flatten(0, 1).to(exact)
         a = output.flatten(0, 1).to(exact) - (0.0 if bias is None else bias.to(exact))  # [N, D]
         metric = out @ out.T  # [H·K, H·K]

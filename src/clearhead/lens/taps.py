@@ -75,8 +75,10 @@ def observe(
 ) -> Iterator[Taps]:
     """Observe chosen points of a model; its outputs are bit for bit what they are without.
 
+    Blocks that were compiled in place run uncompiled meanwhile: what is compiled calls no hooks.
+
     Args:
-        model: The model, not a compiled one: share its weights with the compiled one instead.
+        model: The model; not what torch.compile(model) returned, but what it was given.
         points: Which, of `POINTS`.
         layers: Of which blocks; all by default.
         graph: Keep the tensors in the autograd graph, for gradients.
@@ -87,7 +89,6 @@ def observe(
     Raises:
         ClearheadError: There is no such point or layer, or the model is compiled.
     """
-    plain(model)
     for point in points:
         if point not in POINTS:
             raise ClearheadError(f"there is no point {point!r}; valid: {', '.join(POINTS)}")
@@ -117,7 +118,7 @@ def observe(
 
         return see
 
-    with ExitStack() as hooks:
+    with hooked(model), ExitStack() as hooks:
         for layer in chosen:
             block: Any = model.blocks[layer]
             places: dict[str, tuple[nn.Module, bool]] = {
@@ -146,18 +147,30 @@ def _hook(hooks: ExitStack, module: nn.Module, see: _See, *, is_input: bool) -> 
     hooks.callback(handle.remove)
 
 
-def plain(model: GPT) -> GPT:
-    """Return a model that can be observed.
+@contextmanager
+def hooked(model: GPT) -> Iterator[None]:
+    """Let a model's modules call what is hooked onto them, compiled or not.
 
     Raises:
-        ClearheadError: It is compiled; what is hooked onto it later would not be called.
+        ClearheadError: The model is another one's compiled form.
     """
     if hasattr(model, "_orig_mod"):
         raise ClearheadError(
             "a compiled model cannot be observed; give the model that was compiled, which shares "
             "its weights"
         )
-    return model
+    calls = {
+        module: module._compiled_call_impl
+        for module in model.modules()
+        if module._compiled_call_impl is not None
+    }
+    try:
+        for module in calls:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in calls.items():
+            module._compiled_call_impl = call
 
 
 def check_layers(model: GPT, layers: Sequence[int] | None) -> list[int]:

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.errors import ClearheadError
-from clearhead.lens.taps import plain
 from clearhead.model import GPT
 
 
@@ -78,8 +77,7 @@ def weights(given: GPT | Weights) -> Weights:
     """
     if isinstance(given, Weights):
         return given
-    model = plain(given)
-    heads = model.config.n_heads
+    heads = given.config.n_heads
     return Weights(
         tuple(
             layer_weights(
@@ -90,10 +88,10 @@ def weights(given: GPT | Weights) -> Weights:
                 block.norm_1.weight.detach(),
                 heads,
             )
-            for block in _blocks(model)
+            for block in _blocks(given)
         ),
-        model.token_embedding.weight.detach(),
-        model.head.weight.detach(),
+        given.token_embedding.weight.detach(),
+        given.head.weight.detach(),
     )
 
 
