@@ -8,7 +8,10 @@ from random_model import random_model, random_tokens
 
 from clearhead.errors import ClearheadError
 from clearhead.lens import heads as module
-from clearhead.lens.heads import heads, pairs, sources, split
+from clearhead.lens import sources as sources_module
+from clearhead.lens.heads import head_contributions, split
+from clearhead.lens.pairs import head_pairs
+from clearhead.lens.sources import source_tokens
 from clearhead.lens.taps import patterns, run
 from clearhead.lens.weights import weights
 
@@ -42,7 +45,7 @@ def test_parts_add_up(n_heads, head_dim, n_layers, length, bias, qkv_bias, fold,
         qkv_bias=qkv_bias,
     )
     tokens = random_tokens(model, length=length)
-    found = heads(model, tokens, fold_value_bias=fold)
+    found = head_contributions(model, tokens, fold_value_bias=fold)
     limit = 1e-12 if dtype == torch.float64 else 1e-5
     assert found.proof.residual <= limit * max(1.0, found.proof.tolerance / limit)
     assert len(found.proofs) == n_layers
@@ -55,7 +58,7 @@ def test_parts_add_up(n_heads, head_dim, n_layers, length, bias, qkv_bias, fold,
 def test_shares_and_strengths_are_what_the_formulas_say():
     model = random_model()
     tokens = random_tokens(model)
-    found = heads(model, tokens)
+    found = head_contributions(model, tokens)
     for layer in range(3):
         r, a = contributions(model, tokens, layer)
         torch.testing.assert_close(r.sum(2), a)
@@ -75,18 +78,18 @@ def test_the_values_bias_can_be_counted_to_no_head():
     seen = run(model, tokens, "z", "attention")
     constant = split(one.value_bias, one.out)  # [H, D]
     r = split(seen["z", 1], one.out) - constant
-    found = heads(model, tokens, fold_value_bias=True)
+    found = head_contributions(model, tokens, fold_value_bias=True)
     torch.testing.assert_close(found.strength[1], r.norm(dim=-1))
     a = seen["attention", 1] - one.out_bias - constant.sum(0)
     torch.testing.assert_close(r.sum(2), a)
-    assert not torch.allclose(found.strength, heads(model, tokens).strength)
+    assert not torch.allclose(found.strength, head_contributions(model, tokens).strength)
 
 
 def test_a_layer_that_adds_nothing_has_no_shares():
     model = random_model()
     with torch.no_grad():
         model.blocks[1].attention.out_proj.weight.zero_()
-    found = heads(model, random_tokens(model))
+    found = head_contributions(model, random_tokens(model))
     assert not found.share[1].any()
     assert not found.strength[1].any()
 
@@ -108,7 +111,7 @@ def test_a_split_that_does_not_add_up_shows_nothing(monkeypatch):
     with pytest.raises(
         ClearheadError, match=r"the proof failed: sum of parts − whole: .* \(fp64\)"
     ):
-        heads(model, random_tokens(model))
+        head_contributions(model, random_tokens(model))
 
 
 def test_the_trap_is_another_quantity():
@@ -128,7 +131,7 @@ def test_the_trap_is_another_quantity():
 def test_sources_add_up_to_the_head(position):
     model = random_model()
     tokens = random_tokens(model, batch=1)
-    found = sources(model, tokens, position=position)
+    found = source_tokens(model, tokens, position=position)
     row = position % 11
     assert found.position == row
     seen = run(model, tokens, "q", "k", "v", "z")
@@ -141,16 +144,16 @@ def test_sources_add_up_to_the_head(position):
         torch.testing.assert_close(found.strength[layer], parts.norm(dim=-1).T)
         torch.testing.assert_close(found.attention[layer], alpha)
     assert not found.attention[:, :, row + 1 :].any()
-    some = sources(model, tokens, position=position, layers=[2], heads=[1])
+    some = source_tokens(model, tokens, position=position, layers=[2], heads=[1])
     torch.testing.assert_close(some.strength[0, 0], found.strength[2, 1])
 
 
 def test_sources_on_average_are_the_mean_over_the_tokens(monkeypatch):
-    monkeypatch.setattr(module, "_ROWS", 4)
+    monkeypatch.setattr(sources_module, "_ROWS", 4)
     model = random_model()
     tokens = random_tokens(model, batch=1)
-    each = [sources(model, tokens, position=at) for at in range(11)]
-    found = sources(model, tokens)
+    each = [source_tokens(model, tokens, position=at) for at in range(11)]
+    found = source_tokens(model, tokens)
     assert found.position is None
     for name in ("attention", "strength"):
         mean = torch.stack([getattr(one, name) for one in each]).mean(0)
@@ -160,7 +163,7 @@ def test_sources_on_average_are_the_mean_over_the_tokens(monkeypatch):
 def test_pairs_are_what_the_formulas_say():
     model = random_model()
     tokens = random_tokens(model)
-    found = pairs(model, tokens)
+    found = head_pairs(model, tokens)
     for layer in range(3):
         r, a = contributions(model, tokens, layer)
         flat = r.flatten(0, 1)  # [N, H, D]
@@ -186,7 +189,7 @@ def test_heads_that_say_the_opposite_cancel():
                 halves = part.unflatten(0, (3, 2, 12))
                 halves[:, 1] = halves[:, 0]
             out.weight[:, 12:] = -out.weight[:, :12]
-    found = pairs(model, random_tokens(model))
+    found = head_pairs(model, random_tokens(model))
     torch.testing.assert_close(found.cosine[:, 0, 1], -torch.ones(3, dtype=torch.float64))
     torch.testing.assert_close(found.cancellation, torch.ones(3, dtype=torch.float64))
 
@@ -194,10 +197,10 @@ def test_heads_that_say_the_opposite_cancel():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, t: heads(m, t, layers=[3]), "there is no layer 3; the model has 3"),
-        (lambda m, t: sources(m, t, heads=[3]), "there is no head 3; a layer has 3"),
-        (lambda m, t: sources(m, t, position=11), "there is no token 11; the text has 11"),
-        (lambda m, t: sources(m, t, position=-12), "there is no token -12"),
+        (lambda m, t: head_contributions(m, t, layers=[3]), "there is no layer 3; the model has 3"),
+        (lambda m, t: source_tokens(m, t, heads=[3]), "there is no head 3; a layer has 3"),
+        (lambda m, t: source_tokens(m, t, position=11), "there is no token 11; the text has 11"),
+        (lambda m, t: source_tokens(m, t, position=-12), "there is no token -12"),
     ],
 )
 def test_mistakes(call, message):
@@ -208,7 +211,7 @@ def test_mistakes(call, message):
 
 def test_results_become_tables_and_documents():
     model = random_model()
-    found = heads(model, random_tokens(model))
+    found = head_contributions(model, random_tokens(model))
     table = found.to_pandas()
     assert list(table.columns) == ["share", "strength", "gain", "mean_share"]
     assert table.index.names == ["layer", "text", "token", "head"]

@@ -12,14 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearhead.errors import ClearheadError
 from clearhead.lens.result import Proof, Result, array, prove
-from clearhead.lens.taps import Taps, check_heads, check_layers, patterns, run
+from clearhead.lens.taps import Taps, check_layers, run
 from clearhead.lens.weights import LayerWeights, weights
 from clearhead.model import GPT
 
 SPLIT = "sum of parts − whole"
-_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,7 +51,7 @@ class Heads(Result):
 
 
 @torch.no_grad()
-def heads(
+def head_contributions(
     model: GPT,
     token_ids: Int[Tensor, "B T"],
     *,
@@ -77,7 +75,7 @@ def heads(
     seen = run(model, token_ids, "z", "attention", layers=chosen)
     all_weights = weights(model).layers
     rows = [
-        _layer(*_parts(seen, all_weights[layer], layer, fold_value_bias), all_weights[layer].out)
+        _layer(*parts(seen, all_weights[layer], layer, fold_value_bias), all_weights[layer].out)
         for layer in chosen
     ]
     proofs = tuple(row[3] for row in rows)
@@ -112,7 +110,7 @@ def split(z: Float[Tensor, "... H K"], out: Float[Tensor, "H K D"]) -> Float[Ten
     return torch.einsum("...hk,hkd->...hd", z, out)
 
 
-def _parts(
+def parts(
     seen: Taps, layer_weights: LayerWeights, layer: int, fold_value_bias: bool
 ) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T D"], Float[Tensor, " D"] | None]:
     """Return z, the observed output, and the bias that belongs to no head."""
@@ -131,17 +129,16 @@ def _layer(
     out: Float[Tensor, "H K D"],
 ) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"], Float[Tensor, " H"], Proof]:
     """Return a layer's shares, strengths, shares over all tokens, and their proof."""
-    exact = _exact(z)
-    z, out = z.to(exact), out.to(exact)
-    whole = output.to(exact)
-    a = whole if bias is None else whole - bias.to(exact)  # [B, T, D]
+    z, out = z.to(exact(z)), out.to(exact(z))
+    whole = output.to(z)
+    a = whole if bias is None else whole - bias.to(z)  # [B, T, D]
     proof = _prove_split(z, out, a, output)
     inner = torch.einsum("bthk,bthk->bth", z, (a @ out.flatten(0, 1).T).view(z.shape))  # ⟨r_h, a⟩
     size = inner.sum(-1, keepdim=True)  # ‖a‖², as the parts have it
-    return _ratio(inner, size), _norms(z, out), _ratio(inner.sum((0, 1)), size.sum()), proof
+    return _ratio(inner, size), norms(z, out), _ratio(inner.sum((0, 1)), size.sum()), proof
 
 
-def _exact(tensor: Tensor) -> torch.dtype:
+def exact(tensor: Tensor) -> torch.dtype:
     """Return the type to add up in: at least fp32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
@@ -165,171 +162,8 @@ def _prove_split(
     return prove(SPLIT, total, whole.flatten(0, 1), scale=float(output.abs().max()))
 
 
-def _norms(z: Float[Tensor, "B T H K"], out: Float[Tensor, "H K D"]) -> Float[Tensor, "B T H"]:
+def norms(z: Float[Tensor, "B T H K"], out: Float[Tensor, "H K D"]) -> Float[Tensor, "B T H"]:
     """Return ‖z_h @ W_O[h]‖ by way of W_O[h] W_O[h]ᵀ, which is only K wide."""
     gram = out @ out.mT  # [H, K, K]
     through = torch.einsum("bthk,hkj->bthj", z, gram)
     return (through * z).sum(-1).clamp_min(0).sqrt()
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Sources(Result):
-    """From which tokens a head's part of the output at one token comes (Kobayashi et al. 2020)."""
-
-    attention: Float[Tensor, "L h T"] = array("layer", "head", "source", unit="probability")
-    """α: how much the head attends to each token."""
-    strength: Float[Tensor, "L h T"] = array(
-        "layer", "head", "source", unit="norm in the residual stream"
-    )
-    """‖α v W_O[h]‖: what comes of it in the output."""
-    layers: tuple[int, ...]
-    """Which layers these are."""
-    heads: tuple[int, ...]
-    """Which heads."""
-    position: int | None
-    """The token that attends; none for the average over all tokens."""
-
-
-@torch.no_grad()
-def sources(
-    model: GPT,
-    token_ids: Int[Tensor, "1 T"],
-    *,
-    position: int | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-) -> Sources:
-    """Measure how much each token hands to one token, or to all on average, through each head.
-
-    Args:
-        model: The model.
-        token_ids: One text.
-        position: The token that attends, negative ones counted from the end; the average over all
-            tokens by default.
-        layers: Which layers; all by default.
-        heads: Which heads; all by default.
-
-    Raises:
-        ClearheadError: There is no such layer, head or position, or what the tokens hand over does
-            not add up to the head's output.
-    """
-    chosen = check_layers(model, layers)
-    wanted = check_heads(model.config.n_heads, heads)
-    row = None if position is None else check_position(token_ids, position)
-    rows = range(token_ids.shape[1]) if row is None else [row]
-    seen = run(model, token_ids, "q", "k", "v", "z", layers=chosen)
-    all_weights = weights(model).layers
-    attention, strength, proofs = [], [], []
-    for layer in chosen:
-        value, z = seen["v", layer][0][:, wanted], seen["z", layer][0][:, wanted]  # [T, h, K]
-        total = value.new_zeros(len(wanted), len(value), dtype=_exact(value))  # [h, T]
-        for start in range(0, len(rows), _ROWS):
-            some = list(rows[start : start + _ROWS])
-            alpha = patterns(seen["q", layer], seen["k", layer], heads=wanted, rows=some)[0]
-            rebuilt = torch.einsum("hrt,thk->rhk", alpha, value)
-            proofs.append(prove("sum over the tokens − the head's output", rebuilt, z[some]))
-            total += alpha.sum(1)
-        mean = total / len(rows)
-        attention.append(mean)
-        out = all_weights[layer].out[wanted].to(mean)
-        strength.append(mean * _norms(value[None].to(mean), out)[0].T)
-    return Sources(
-        proof=worst(proofs),
-        attention=torch.stack(attention).cpu(),
-        strength=torch.stack(strength).cpu(),
-        layers=tuple(chosen),
-        heads=tuple(wanted),
-        position=row,
-    )
-
-
-def check_position(token_ids: Int[Tensor, "B T"], position: int) -> int:
-    """Return a position counted from the beginning.
-
-    Raises:
-        ClearheadError: The text has no such token.
-    """
-    length = token_ids.shape[1]
-    if not -length <= position < length:
-        raise ClearheadError(f"there is no token {position}; the text has {length}, from 0")
-    return position % length
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Pairs(Result):
-    """Which heads of a layer work together, and which against each other."""
-
-    gram: Float[Tensor, "L H H"] = array("layer", "head", "other", unit="squared norm")
-    """G_hk = ⟨r_h, r_k⟩, averaged over tokens; it sums to the mean of ‖a‖²."""
-    cosine: Float[Tensor, "L H H"] = array("layer", "head", "other", unit="cosine")
-    """G normalised: above 0 they reinforce, below 0 they cancel each other."""
-    centred: Float[Tensor, "L H H"] = array("layer", "head", "other", unit="correlation")
-    """The same with each head's mean over the tokens taken off: what varies together."""
-    cancellation: Float[Tensor, " L"] = array("layer", unit="fraction")
-    """1 − ‖a‖² / (sum_h ‖r_h‖)², averaged over tokens; 0 if all heads agree."""
-    layers: tuple[int, ...]
-    """Which layers these are."""
-
-
-@torch.no_grad()
-def pairs(
-    model: GPT,
-    token_ids: Int[Tensor, "B T"],
-    *,
-    layers: Sequence[int] | None = None,
-) -> Pairs:
-    """Measure how the heads of each layer agree, over all tokens.
-
-    It takes the second moments of z [H·K, H·K] and W_O W_Oᵀ, so that no r_h is ever built.
-
-    Args:
-        model: The model.
-        token_ids: Texts.
-        layers: Which layers; all by default.
-
-    Raises:
-        ClearheadError: As `heads`.
-    """
-    chosen = check_layers(model, layers)
-    seen = run(model, token_ids, "z", "attention", layers=chosen)
-    rows, proofs = [], []
-    for layer in chosen:
-        one = weights(model).layers[layer]
-        z, output, bias = _parts(seen, one, layer, fold_value_bias=False)
-        exact = _exact(z)
-        flat, out = z.flatten(0, 1).flatten(1).to(exact), one.out.flatten(0, 1).to(exact)
-        a = output.flatten(0, 1).to(exact) - (0.0 if bias is None else bias.to(exact))  # [N, D]
-        metric = out @ out.T  # [H·K, H·K]
-        gram = _by_head(flat.T @ flat / len(flat) * metric, len(one.out))
-        mean = flat.mean(0)
-        centred = gram - _by_head(torch.outer(mean, mean) * metric, len(one.out))
-        size = a.square().sum(-1)  # [N]
-        strength = _norms(z.to(exact), one.out.to(exact)).flatten(0, 1).sum(-1)  # [N]
-        whole = size.mean().to(output.dtype)
-        proofs.append(
-            prove("sum of pairs − ‖a‖²", gram.sum(), whole, scale=float(gram.abs().sum()))
-        )
-        lost = 1 - size / strength.square().clamp_min(torch.finfo(exact).tiny)
-        rows.append((gram, _cosine(gram), _cosine(centred), lost.mean()))
-    gram, cosine, centred, cancellation = (
-        torch.stack(column).cpu() for column in zip(*rows, strict=True)
-    )
-    return Pairs(
-        proof=worst(proofs),
-        gram=gram,
-        cosine=cosine,
-        centred=centred,
-        cancellation=cancellation,
-        layers=tuple(chosen),
-    )
-
-
-def _by_head(products: Float[Tensor, "N N"], n_heads: int) -> Float[Tensor, "H H"]:
-    """Sum a matrix over the blocks that belong to each pair of heads."""
-    return products.reshape(n_heads, len(products) // n_heads, n_heads, -1).sum((1, 3))
-
-
-def _cosine(gram: Float[Tensor, "H H"]) -> Float[Tensor, "H H"]:
-    """Normalise by the diagonal; a head that does nothing has no direction, and gets 0."""
-    norm = gram.diagonal().clamp_min(0).sqrt()
-    return (gram / torch.outer(norm, norm)).nan_to_num(0.0, 0.0, 0.0).clamp(-1, 1)
