@@ -72,6 +72,27 @@ VERBS = {
     "verify": Verb(
         "convert", "verify", "DIR [--against DIR]", "compare a checkpoint with another once more"
     ),
+    "lens demo": Verb(
+        "lens.demo", "demo", "[DIR]", "show what the output projection does, on small numbers"
+    ),
+    "lens heads": Verb(
+        "lens.heads", "heads", "DIR --text T", "tell what each head adds, and from which tokens"
+    ),
+    "lens mixing": Verb(
+        "lens.mixing", "mixing", "DIR", "tell which heads each output projection mixes"
+    ),
+    "lens circuits": Verb(
+        "lens.circuits", "circuits", "DIR", "tell which heads feed which, copy, or look back"
+    ),
+    "lens logits": Verb(
+        "lens.logits",
+        "logits",
+        "DIR --text T [--target W] [--versus W]",
+        "tell what each depth predicts, and which parts make a logit",
+    ),
+    "lens history": Verb(
+        "lens.history", "history", "RUN", "show how heads came to look back over a run"
+    ),
 }
 
 

@@ -1,0 +1,97 @@
+"""What the attention output projection does, head by head, each number with its proof."""
+
+from clearhead.lens.circuits import (
+    HEAD_SCORES,
+    AttentionScores,
+    Composition,
+    Copying,
+    attention_scores,
+    composition,
+    copying,
+)
+from clearhead.lens.edits import (
+    edit,
+    identity_projection,
+    mix_heads,
+    replace_head,
+    scale_heads,
+    swap_heads,
+)
+from clearhead.lens.example import Example, Trap, example, trap
+from clearhead.lens.heads import Heads, head_contributions, split
+from clearhead.lens.logits import (
+    Attribution,
+    HeadAttribution,
+    LogitLens,
+    attribution,
+    logit_lens,
+    mean_attribution,
+)
+from clearhead.lens.mixing import (
+    Mixing,
+    Overlap,
+    example_projection,
+    head_overlap,
+    mixing_modes,
+    pair_signs,
+)
+from clearhead.lens.pairs import Pairs, head_pairs
+from clearhead.lens.plots import Curve, Panel, save_curves, save_panels
+from clearhead.lens.result import Proof, Result
+from clearhead.lens.sources import Sources, source_tokens
+from clearhead.lens.taps import POINTS, Taps, observe, patterns, run
+from clearhead.lens.weights import LayerWeights, Weights, layer_weights, weights
+
+__all__ = [
+    "HEAD_SCORES",
+    "POINTS",
+    "AttentionScores",
+    "Attribution",
+    "Composition",
+    "Copying",
+    "Curve",
+    "Example",
+    "HeadAttribution",
+    "Heads",
+    "LayerWeights",
+    "LogitLens",
+    "Mixing",
+    "Overlap",
+    "Pairs",
+    "Panel",
+    "Proof",
+    "Result",
+    "Sources",
+    "Taps",
+    "Trap",
+    "Weights",
+    "attention_scores",
+    "attribution",
+    "composition",
+    "copying",
+    "edit",
+    "example",
+    "example_projection",
+    "head_contributions",
+    "head_overlap",
+    "head_pairs",
+    "identity_projection",
+    "layer_weights",
+    "logit_lens",
+    "mean_attribution",
+    "mix_heads",
+    "mixing_modes",
+    "observe",
+    "pair_signs",
+    "patterns",
+    "replace_head",
+    "run",
+    "save_curves",
+    "save_panels",
+    "scale_heads",
+    "source_tokens",
+    "split",
+    "swap_heads",
+    "trap",
+    "weights",
+]

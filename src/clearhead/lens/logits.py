@@ -1,24 +1,21 @@
 """What the residual stream says about the next token: after each block, and part by part.
 
-The last LayerNorm and the unembedding read the logit of token v from the residual stream x. With
-γ, β and ε the LayerNorm's, `w = γ ⊙ W_U[v]`, `w̃ = w − mean(w)` and `σ = √(var(x) + ε)`,
-
-    logit = ⟨x, w̃⟩ / σ + ⟨β, W_U[v]⟩
-
-and x is a sum: of the embeddings, of each head's part, of the biases and of the MLPs.
+The last residual stream is a sum: of the embeddings, of each head's part, of the biases and of the
+MLPs; but for the LayerNorm's division, a logit is linear in it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearhead.errors import ClearheadError
-from clearhead.lens.heads import check_position, split, worst
+from clearhead.lens.heads import split, worst
+from clearhead.lens.readout import check_token, exact_dtype, final_norm, logit_reader
 from clearhead.lens.result import Proof, Result, array, prove
+from clearhead.lens.sources import check_position
 from clearhead.lens.taps import run
 from clearhead.lens.weights import LayerWeights, weights
 from clearhead.model import GPT
@@ -83,21 +80,21 @@ def logit_lens(
     wanted = [check_token(model, target) for target in targets or ()]
     seen = run(model, token_ids, "pre", "post", "final")
     stages = [seen["pre", 0]] + [seen["post", layer] for layer in range(model.config.n_layers)]
-    x = torch.stack([stage[0, row] for stage in stages]).to(_exact(model))  # [L+1, D]
-    normed = _norm(model, x)
-    rows = model.head.weight.split(_CHUNK)
+    x = torch.stack([stage[0, row] for stage in stages]).to(exact_dtype(model))  # [L+1, D]
+    normed = final_norm(model, x)
+    rows = torch.split(model.head.weight, _CHUNK)
     logits = torch.cat([normed @ chunk.to(x.dtype).T for chunk in rows], dim=-1)  # [L+1, V]
     own = model.head(seen["final", 0][0, row])  # [V]
     log_probabilities = logits.log_softmax(-1)
     probabilities = log_probabilities.exp()
     top_logits, top_ids = logits.topk(min(top, logits.shape[-1]))  # [L+1, rank] each
-    larger = [(logits > logits[:, [target]]).sum(-1) for target in wanted]
+    ranks = (logits[:, None] > logits[:, wanted, None]).sum(-1)  # [L+1, target]
     return LogitLens(
         proof=prove("last depth − the model's logits", logits[-1], own),
         top_ids=top_ids.cpu(),
         top_logits=top_logits.cpu(),
         top_probabilities=probabilities.gather(-1, top_ids).cpu(),
-        target_ranks=torch.stack(larger, dim=-1).cpu() if wanted else top_ids[:, :0].cpu(),
+        target_ranks=ranks.cpu(),
         target_probabilities=probabilities[:, wanted].cpu(),
         entropy=-(probabilities * log_probabilities).sum(-1).cpu(),
         targets=tuple(wanted),
@@ -170,33 +167,31 @@ def attribution(
     if versus is not None and check_token(model, versus) == target:
         raise ClearheadError(f"target and versus are the same token, {target}; give two")
     seen = run(model, token_ids, "z", "mlp", "post", "final")
-    exact = _exact(model)
+    exact = exact_dtype(model)
     direction = model.head.weight[target].to(exact)
     if versus is not None:
         direction = direction - model.head.weight[versus].to(exact)
     x = seen["post", model.config.n_layers - 1][0, row].to(exact)
-    reader, constant = _reader(model, x, direction)
-    tables = model.token_embedding.weight, model.position_embedding.weight
-    places = int(token_ids[0, row]), row
-    parts = [torch.stack([table[at] for table, at in zip(tables, places, strict=True)]).to(exact)]
-    heads_unfrozen = []
+    reader, constant, size = logit_reader(model, x, direction)
+    token = model.token_embedding.weight[token_ids[0, row]]
+    place = model.position_embedding.weight[row]
+    embedding = torch.stack([token, place]).to(exact) @ reader
+    rows = []
     for layer, one in enumerate(weights(model).layers):
         r, bias = _contributions(one, seen["z", layer][0, row].to(exact), fold_value_bias)
-        heads_unfrozen.append(_unfrozen(model, x, r, direction))
-        parts.append(torch.cat([r, bias[None], seen["mlp", layer][:, row].to(exact)]))  # [H+2, D]
-    mlps = torch.stack([part[-1] for part in parts[1:]])  # [L, D]
-    embedding = parts[0] @ reader
-    layers = torch.stack([part @ reader for part in parts[1:]])  # [L, H+2]
+        parts = torch.cat([r, seen["mlp", layer][:, row].to(exact), bias[None]])  # [H+2, D]
+        rows.append((parts @ reader, _unfrozen(model, x, parts[:-1], direction)))
+    frozen, unfrozen = (torch.stack(column) for column in zip(*rows, strict=True))
     logit = seen["final", 0][0, row].to(exact) @ direction
-    terms = torch.cat([embedding, layers.flatten(), constant[None]])
+    terms = torch.cat([embedding, frozen.flatten(), constant[None]])
     return Attribution(
-        proof=_prove_sum(model, terms, logit),
+        proof=_prove_sum(model, terms, logit, size),
         embedding=embedding.cpu(),
-        heads=layers[:, :-2].cpu(),
-        heads_unfrozen=torch.stack(heads_unfrozen).cpu(),
-        attention_bias=layers[:, -2].cpu(),
-        mlps=layers[:, -1].cpu(),
-        mlps_unfrozen=_unfrozen(model, x, mlps, direction).cpu(),
+        heads=frozen[:, :-2].cpu(),
+        heads_unfrozen=unfrozen[:, :-1].cpu(),
+        attention_bias=frozen[:, -1].cpu(),
+        mlps=frozen[:, -2].cpu(),
+        mlps_unfrozen=unfrozen[:, -1].cpu(),
         constant=float(constant),
         logit=float(logit),
         target=target,
@@ -233,8 +228,8 @@ def mean_attribution(model: GPT, token_ids: Int[Tensor, "B T"]) -> HeadAttributi
     length = token_ids.shape[1]
     if not len(token_ids) or length < 2:
         raise ClearheadError("no token has a next one; give texts of at least two tokens")
-    average = model.head.weight.mean(0, dtype=_exact(model))
-    chunks = token_ids.to(model.device).split(max(1, _TOKENS // length))
+    average = model.head.weight.mean(0, dtype=exact_dtype(model))
+    chunks = torch.split(token_ids.to(model.device), max(1, _TOKENS // length))
     rows = [_attribute(model, texts, average) for texts in chunks]
     count = len(token_ids) * (length - 1)
     return HeadAttribution(
@@ -251,7 +246,8 @@ def _attribute(
     seen = run(model, texts[:, :-1], "pre", "z", "mlp", "post", "final")
     exact, n_layers = average.dtype, model.config.n_layers
     direction = model.head.weight[texts[:, 1:]].to(exact) - average  # [B, T-1, D]
-    reader, constant = _reader(model, seen["post", n_layers - 1].to(exact), direction)
+    x = seen["post", n_layers - 1].to(exact)
+    reader, constant, size = logit_reader(model, x, direction)
     heads, terms = [], [constant, (seen["pre", 0].to(exact) * reader).sum(-1)]
     for layer, one in enumerate(weights(model).layers):
         z = seen["z", layer].to(exact)  # [B, T-1, H, K]
@@ -262,47 +258,8 @@ def _attribute(
         if one.out_bias is not None:
             terms.append(reader @ one.out_bias.to(exact))
     logit = (seen["final", 0].to(exact) * direction).sum(-1)  # [B, T-1]
-    return torch.stack(heads), float(logit.sum()), _prove_sum(model, torch.stack(terms), logit)
-
-
-def check_token(model: GPT, token: int) -> int:
-    """Return a token of the model's vocabulary.
-
-    Raises:
-        ClearheadError: It has no such token.
-    """
-    size = model.config.vocab_size
-    if not 0 <= token < size:
-        raise ClearheadError(f"there is no token id {token}; the vocabulary has {size}, from 0")
-    return token
-
-
-def _exact(model: GPT) -> torch.dtype:
-    """Return what sums are made in: the model's type, but no narrower than float32."""
-    return torch.promote_types(model.head.weight.dtype, torch.float32)
-
-
-def _norm(model: GPT, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-    """Apply the last LayerNorm in the type of x."""
-    weight, bias = model.norm.weight.to(x.dtype), getattr(model.norm, "bias", None)
-    beta = None if bias is None else bias.to(x.dtype)
-    return F.layer_norm(x, weight.shape, weight, beta, model.config.layer_norm_epsilon)
-
-
-def _reader(
-    model: GPT, x: Float[Tensor, "... D"], direction: Float[Tensor, "... D"]
-) -> tuple[Float[Tensor, "... D"], Float[Tensor, "..."]]:
-    """Return w̃ / σ, with which a part's attribution is a scalar product, and the constant.
-
-    Args:
-        model: The model.
-        x: The last residual stream.
-        direction: Rows of the unembedding, or differences of them.
-    """
-    w = direction * model.norm.weight.to(x.dtype)
-    sigma = (x.var(-1, correction=0, keepdim=True) + model.config.layer_norm_epsilon).sqrt()
-    reader = (w - w.mean(-1, keepdim=True)) / sigma
-    return reader, (_norm(model, torch.zeros_like(x)) * direction).sum(-1)
+    proof = _prove_sum(model, torch.stack(terms), logit, size)
+    return torch.stack(heads), float(logit.sum()), proof
 
 
 def _contributions(
@@ -324,12 +281,16 @@ def _unfrozen(
 
     Its variance is then var(x) − 2 cov(x, r) + var(r); taking r off first rounds less.
     """
-    return (_norm(model, x) - _norm(model, x - parts)) @ direction
+    return (final_norm(model, x) - final_norm(model, x - parts)) @ direction
 
 
 def _prove_sum(
-    model: GPT, terms: Float[Tensor, "N *places"], logit: Float[Tensor, "*places"]
+    model: GPT,
+    terms: Float[Tensor, "N *places"],
+    logit: Float[Tensor, "*places"],
+    size: Float[Tensor, "*places"],
 ) -> Proof:
-    """Add the terms up; rounding is relative to their sizes, which may cancel in the logit."""
+    """Add the terms up; either sum rounds relative to what is added, which may cancel in it."""
     own = logit.to(model.head.weight.dtype)
-    return prove(_CLAIM, terms.sum(0), own, scale=float(terms.abs().sum(0).max()))
+    scale = float((size + terms.abs().sum(0)).max())
+    return prove(_CLAIM, terms.sum(0), own, scale=scale)

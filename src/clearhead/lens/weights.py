@@ -108,9 +108,15 @@ def layer_weights(
     Raises:
         ClearheadError: They do not fit together.
     """
-    d_model = len(norm)
-    fits = qkv.shape == (d_model, 3 * d_model) and out.shape == (d_model, d_model)
-    if not fits or d_model % n_heads:
+    d_model = norm.numel()
+    fits = (
+        norm.shape == (d_model,)
+        and qkv.shape == (d_model, 3 * d_model)
+        and out.shape == (d_model, d_model)
+        and (qkv_bias is None or qkv_bias.shape == (3 * d_model,))
+        and (out_bias is None or out_bias.shape == (d_model,))
+    )
+    if not fits or n_heads < 1 or d_model % n_heads:
         raise ClearheadError(
             f"attention weights of {tuple(qkv.shape)} and {tuple(out.shape)} do not make {n_heads} "
             f"heads of a residual stream of {d_model}"

@@ -23,6 +23,7 @@ from clearhead.data import (
 )
 from clearhead.errors import ClearheadError
 from clearhead.files import atomic_write
+from clearhead.lens import HEAD_SCORES, attention_scores
 from clearhead.model import GPT, GPTConfig, preset
 from clearhead.recipes.tokenize import train_tokenizer
 from clearhead.tokenizer import Tokenizer, load_tokenizer
@@ -43,6 +44,7 @@ _MAY_CHANGE_ON_RESUME = {
     "evaluate_every",
     "evaluation_tokens",
     "keep_checkpoints",
+    "measure_every",
     "micro_batch_size",
 }
 _PREPARED = ("data", "val_data")
@@ -182,12 +184,19 @@ def pretrain(
         settings,
         documents={"run": config.to_dict(settings)},
         observers=observers,
+        measure=_head_scores,
         resume_from=newest[0] if newest else None,
     )
     try:
         return trainer.train()
     finally:
         plot_metrics(run)
+
+
+def _head_scores(model: GPT) -> dict[str, Any]:
+    """Return what each head looks for [L, H], for the record of a run."""
+    found = attention_scores(model)
+    return {name: getattr(found, name).tolist() for name in HEAD_SCORES}
 
 
 def _claim(run: Path, settings: PretrainConfig, resume: bool) -> None:

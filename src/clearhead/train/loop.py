@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -58,6 +58,7 @@ class Trainer:
         config: How to train; `device` and `dtype` are no longer `auto`.
         documents: JSON documents to save in each checkpoint, by name.
         observers: Called with each event, in order.
+        measure: Returns more to record of the model, every `measure_every` steps of the config.
         resume_from: The checkpoint to go on from.
     """
 
@@ -72,11 +73,12 @@ class Trainer:
         *,
         documents: Mapping[str, Mapping[str, Any]],
         observers: Sequence[Observer] = (),
+        measure: Callable[[GPT], Mapping[str, Any]] | None = None,
         resume_from: Path | None = None,
     ) -> None:
         self.run, self.model, self.tokenizer = run, model, tokenizer
         self.batches, self.held_out, self.config = batches, held_out, config
-        self.documents, self.observers = documents, observers
+        self.documents, self.observers, self.measure = documents, observers, measure
         self.optimizers = build_optimizers(model, config.optimizer)
         self.dtype = getattr(torch, config.dtype)
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
@@ -113,10 +115,12 @@ class Trainer:
                         self._plan()
                 if stop.requested:
                     break
+                self._measure()
                 self._step()
         path = self._save()
         finished = self.state.step == self.state.steps
         if finished:
+            self._measure()
             self._evaluate()
         state = self.state
         return TrainingResult(
@@ -222,6 +226,12 @@ class Trainer:
         )
         checkpoint.prune(self.run, self.config.keep_checkpoints, self.state.best_step)
         self._tell(Evaluated(self.state.step, self.evaluation, is_best))
+
+    def _measure(self) -> None:
+        every, began = self.config.measure_every, time.perf_counter()
+        if self.measure and every and self.state.step % every == 0:
+            self.log.append({"step": self.state.step, **self.measure(self.model)})
+            self._spend(time.perf_counter() - began)
 
     def _may_plan(self) -> bool:
         """Say whether it is time to decide how many steps fit into the minutes given."""

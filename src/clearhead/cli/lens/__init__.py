@@ -1,0 +1,1 @@
+"""The verbs of `clearhead lens`, one file each."""

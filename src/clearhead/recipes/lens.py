@@ -1,0 +1,223 @@
+"""What the lens looks at, from where it lies: models, attention tensors, texts, target tokens."""
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from clearhead import checkpoint
+from clearhead.checkpoint.formats.huggingface import TABLE
+from clearhead.checkpoint.tensors import TensorFile
+from clearhead.data import TokenDataset, is_prepared, iter_documents
+from clearhead.errors import ClearheadError
+from clearhead.lens import (
+    Weights,
+    head_contributions,
+    identity_projection,
+    layer_weights,
+    mix_heads,
+    scale_heads,
+    swap_heads,
+    weights,
+)
+from clearhead.model import GPT
+from clearhead.recipes.pretrain import pretrain, recipe
+from clearhead.tokenizer import Tokenizer, load_tokenizer
+
+_USUAL_HEAD = 64
+_QKV = re.compile(r"(?:transformer\.)?h\.(\d+)\.attn\.c_attn\.weight")
+
+
+def attention_weights(path: Path, *, n_heads: int | None = None) -> Weights:
+    """Read attention weights, for the measures that need nothing else.
+
+    Args:
+        path: A checkpoint, a run, or one safetensors file that holds at least the attention tensors
+            under their Hugging Face names.
+        n_heads: Heads a layer, which a lone file does not tell; by default as many as are 64 wide,
+            as in all of GPT-2's sizes.
+
+    Raises:
+        ClearheadError: There are none, some are missing, or the file is damaged.
+    """
+    if not path.is_file():
+        return weights(checkpoint.load_model(checkpoint.resolve(path)))
+    with TensorFile(path) as file:
+        found = sorted(int(match[1]) for name in file.header if (match := _QKV.fullmatch(name)))
+        if found != list(range(len(found))) or not found:
+            raise ClearheadError(
+                f"{path} holds no attention tensors of GPT-2's first layers on, such as "
+                "h.0.attn.c_attn.weight"
+            )
+        names = dict(TABLE.in_block)
+        before = "" if "h.0.attn.c_attn.weight" in file.header else "transformer."
+
+        def read(name: str) -> Tensor | None:
+            whole = before + name
+            return file.read(whole).float() if whole in file.header else None
+
+        def needed(name: str) -> Tensor:
+            tensor = read(name)
+            if tensor is None:
+                raise ClearheadError(f"{path} lacks {before + name}")
+            return tensor
+
+        layers = []
+        for layer in found:
+            here = TABLE.block.format(layer=layer).removeprefix("transformer.")
+            norm = needed(here + str(names["norm_1.weight"]))
+            layers.append(
+                layer_weights(
+                    needed(here + str(names["attention.qkv.weight"])),
+                    read(here + str(names["attention.qkv.bias"])),
+                    needed(here + str(names["attention.out_proj.weight"])),
+                    read(here + str(names["attention.out_proj.bias"])),
+                    norm,
+                    n_heads or max(1, len(norm) // _USUAL_HEAD),
+                )
+            )
+        embedding = read("wte.weight")
+    return Weights(tuple(layers), embedding, embedding)
+
+
+def read_texts(
+    source: str, tokenizer: Tokenizer, *, n_texts: int, length: int
+) -> Int[Tensor, "N T"]:
+    """Cut the first texts of a source into pieces of equal length.
+
+    Documents follow each other, each ended by the end-of-text token, as in training.
+
+    Args:
+        source: What `train` takes: pydocs, a file, a folder, or a prepared folder.
+        tokenizer: The model's.
+        n_texts: How many pieces at most.
+        length: Tokens in each.
+
+    Raises:
+        ClearheadError: The source has not one piece of that length, or was prepared with another
+            tokenizer.
+    """
+    if n_texts < 1 or length < 2:
+        raise ClearheadError(f"{n_texts} texts of {length} tokens; give at least 1 of at least 2")
+    wanted = n_texts * length
+    if is_prepared(Path(source)):
+        if load_tokenizer(Path(source)).hash != tokenizer.hash:
+            raise ClearheadError(f"{source} was prepared with another tokenizer than the model's")
+        dataset = TokenDataset.open(source)
+        ids = torch.from_numpy(dataset.read(0, min(wanted, len(dataset))))
+    else:
+        stream = islice(_token_ids(source, tokenizer), wanted)
+        ids = torch.tensor(list(stream), dtype=torch.int64)
+    count = len(ids) // length
+    if count == 0:
+        raise ClearheadError(
+            f"{source} has {len(ids)} tokens, and one text is {length}; give more text, or a "
+            "smaller length"
+        )
+    return ids[: count * length].view(count, length)
+
+
+def _token_ids(source: str, tokenizer: Tokenizer) -> Iterator[int]:
+    for document in iter_documents([source]):
+        yield from tokenizer.encode(document.text).tolist()
+        yield tokenizer.end_of_text
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> Int[Tensor, "1 T"]:
+    """Return a text as a batch of one.
+
+    Raises:
+        ClearheadError: It is empty.
+    """
+    ids = tokenizer.encode(text)
+    if not len(ids):
+        raise ClearheadError("the text is empty; give one of at least one token")
+    return torch.from_numpy(ids).to(torch.int64)[None]
+
+
+def target_token(tokenizer: Tokenizer, word: str) -> int:
+    """Return the id of a word that is one token.
+
+    Raises:
+        ClearheadError: It is several tokens, which are named.
+    """
+    ids = tokenizer.encode(word).tolist()
+    if len(ids) == 1:
+        return int(ids[0])
+    parts = ", ".join(repr(tokenizer.decode([one])) for one in ids)
+    spaced = tokenizer.encode(f" {word}").tolist()
+    hint = f"; {' ' + word!r} with a space before it is one" if len(spaced) == 1 else ""
+    raise ClearheadError(f"{word!r} is {len(ids)} tokens: {parts}; which one is meant?{hint}")
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What a model makes of a text with one edit."""
+
+    edit: str
+    """What was changed."""
+    loss: float
+    """Mean loss on the text's own next tokens, in nats."""
+    next_token: str
+    """What it would write next."""
+    probability: float
+    """How likely it thinks that."""
+
+
+@torch.no_grad()
+def try_edits(
+    model: GPT, tokenizer: Tokenizer, token_ids: Int[Tensor, "1 T"], layer: int
+) -> list[Edited]:
+    """Flip, silence, swap and mix heads of one layer, and let W_O be the identity.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        token_ids: A text of at least two tokens.
+        layer: The layer to edit.
+
+    Returns:
+        The model as it is first, then each edit.
+    """
+    share = head_contributions(model, token_ids, layers=[layer]).mean_share[0]
+    loud = int(share.argmax())
+    edits: list[tuple[str, AbstractContextManager[GPT]]] = [
+        ("none", nullcontext(model)),
+        (f"h{loud} flipped", scale_heads(model, layer, {loud: -1.0})),
+        (f"h{loud} silenced", scale_heads(model, layer, {loud: 0.0})),
+    ]
+    if len(share) > 1:
+        other = int(share.argmin())
+        edits.append((f"h{loud} and h{other} swapped", swap_heads(model, layer, loud, other)))
+    if len(share) > 3:
+        mixed = mix_heads(model, layer, {loud: {1: 1.0, 3: -1.0}})
+        edits.append((f"h1 − h3 in the place of h{loud}", mixed))
+    edits.append(("W_O the identity", identity_projection(model, layer)))
+    found = []
+    for name, edit in edits:
+        with edit:
+            logits = model(token_ids)[0].float()  # [T, V]
+        loss = F.cross_entropy(logits[:-1], token_ids[0, 1:])
+        probability, best = logits[-1].softmax(-1).max(-1)
+        written = tokenizer.decode([int(best)])
+        found.append(Edited(name, float(loss), written, float(probability)))
+    return found
+
+
+def quick_model(folder: Path, *, minutes: float = 0.2) -> Path:
+    """Train a small model on the text that Python carries, to look at; returns its run's folder."""
+    run = folder / "model"
+    pretrain(replace(recipe("nano"), out=run, minutes=minutes))
+    return run
+
+
+def lens_model(path: Path) -> GPT:
+    """Load a model without its tokenizer, for measures of weights and of random tokens."""
+    return checkpoint.load_model(checkpoint.resolve(path))
