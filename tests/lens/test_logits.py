@@ -10,6 +10,7 @@ from random_model import random_model, random_tokens
 
 from clearhead.errors import ClearheadError
 from clearhead.lens import logits as module
+from clearhead.lens.edits import edit
 from clearhead.lens.heads import split
 from clearhead.lens.logits import attribution, logit_lens, mean_attribution
 from clearhead.lens.taps import run
@@ -354,6 +355,21 @@ def test_a_part_that_is_wrong_fails_the_proof(monkeypatch):
     monkeypatch.setattr(module, "final_norm", lambda model, x: 1.001 * model.norm(x))
     with pytest.raises(ClearheadError, match="the proof failed: last depth − the model's logits"):
         logit_lens(model, tokens[:1])
+
+
+def test_an_edited_model_is_split_as_it_is_edited():
+    model = random_model()
+    tokens = random_tokens(model, batch=1)
+    plain = attribution(model, tokens, TARGET)
+    with edit(model, 1, lambda z: z * torch.tensor([0.0, -1.0, 1.0])[:, None]):
+        found = attribution(model, tokens, TARGET)
+        own = own_logits(model, tokens)[0, -1]
+        assert found.logit == pytest.approx(float(own[TARGET]), abs=1e-11)
+        assert logit_lens(model, tokens).top_ids[-1, 0] == own.argmax()
+    assert found.heads[1, 0] == found.heads_unfrozen[1, 0] == 0
+    sigma = plain.heads[1, 2] / found.heads[1, 2]  # layers below are as before, up to the division
+    torch.testing.assert_close(found.heads[0] * sigma, plain.heads[0], atol=1e-11, rtol=0)
+    torch.testing.assert_close(found.heads[1, 1] * -sigma, plain.heads[1, 1], atol=1e-11, rtol=0)
 
 
 def test_nothing_is_left_behind():

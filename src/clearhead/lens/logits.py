@@ -173,7 +173,7 @@ def attribution(
         direction = direction - model.head.weight[versus].to(exact)
     x = seen["post", model.config.n_layers - 1][0, row].to(exact)
     reader, constant, size = logit_reader(model, x, direction)
-    token = model.token_embedding.weight[token_ids[0, row]]
+    token = model.token_embedding.weight[int(token_ids[0, row])]
     place = model.position_embedding.weight[row]
     embedding = torch.stack([token, place]).to(exact) @ reader
     rows = []

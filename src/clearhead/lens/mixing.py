@@ -67,12 +67,11 @@ def mixing_modes(
         left, values, right = torch.linalg.svd(flat, full_matrices=False)
         rebuilt = left * values @ right
         proofs.append(prove("U S Vᵀ − W_O", rebuilt, flat, scale=float(values[0])))
-        blocks = left[:, :modes].unflatten(0, (found.n_heads, -1))  # [H, K, modes]
+        blocks = left.T[:modes].unflatten(1, (found.n_heads, -1))  # [modes, H, K]
         singular.append(values[:modes])
-        mass.append(blocks.square().sum(1).T)  # [modes, H]
-        cosines = torch.stack([_cosines(blocks[:, :, mode]) for mode in range(blocks.shape[2])])
-        strongest = mass[-1].argmax(-1)[:, None, None].expand(-1, 1, found.n_heads)
-        signs.append(cosines.gather(1, strongest)[:, 0])  # [modes, H]
+        mass.append(blocks.square().sum(-1))  # [modes, H]
+        strongest = mass[-1].argmax(-1)  # [modes]
+        signs.append(_cosines(blocks)[torch.arange(len(blocks)), strongest])  # [modes, H]
         gain.append(out.norm(dim=(1, 2)))
     masses = torch.stack(mass).cpu()
     return Mixing(
@@ -109,15 +108,16 @@ def pair_signs(given: GPT | Weights, layer: int, mode: int) -> Float[Tensor, "H 
         raise ClearheadError(f"there is no mode {mode}; a layer has {found.d_model}, from 0")
     flat = _exact_out(found, layer).flatten(0, 1)  # [H·K, D]
     left, _, _ = torch.linalg.svd(flat, full_matrices=False)
-    return _cosines(left[:, mode].view(found.n_heads, -1)).cpu()
+    return _cosines(left.T[mode].unflatten(0, (found.n_heads, -1))).cpu()
 
 
-def _cosines(blocks: Float[Tensor, "H K"]) -> Float[Tensor, "H H"]:
-    """Return the cosine of each pair; 0 for blocks that hold nothing but rounding."""
-    size = blocks.norm(dim=1, keepdim=True)
-    is_read = size > torch.finfo(size.dtype).eps * blocks.numel()
+def _cosines(blocks: Float[Tensor, "*modes H K"]) -> Float[Tensor, "*modes H H"]:
+    """Return the cosine of each pair of heads; 0 for blocks that hold nothing but rounding."""
+    size = blocks.norm(dim=-1, keepdim=True)
+    d_model = blocks.shape[-2] * blocks.shape[-1]
+    is_read = size > torch.finfo(size.dtype).eps * d_model
     unit = torch.where(is_read, blocks / size, 0.0)
-    return (unit @ unit.T).clamp(-1, 1)
+    return (unit @ unit.mT).clamp(-1, 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -111,12 +111,14 @@ def save_curves(path: Path, curves: Sequence[Curve], title: str, unit: str) -> N
     _save(figure, path)
 
 
-def check_format(path: Path) -> Path:
+def check_picture(path: Path) -> Path:
     """Return a picture's path, if it can be one.
 
     Raises:
-        ClearheadError: It is neither .png nor .svg.
+        ClearheadError: It is neither .png nor .svg, or its folder does not exist.
     """
+    if not path.parent.is_dir():
+        raise ClearheadError(f"cannot write {path}: there is no folder {path.parent}")
     if path.suffix.lower() not in _FORMATS:
         raise ClearheadError(f"{path} is neither .png nor .svg; pictures are saved as one of them")
     return path
@@ -156,7 +158,7 @@ def _draw(axes: Any, panel: Panel) -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    kind = check_format(path).suffix.lower().removeprefix(".")
+    kind = check_picture(path).suffix.lower().removeprefix(".")
     try:
         with atomic_write(path) as file:
             figure.savefig(file, format=kind, dpi=120)

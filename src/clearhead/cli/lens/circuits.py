@@ -58,6 +58,7 @@ def circuits(arguments: Sequence[str], prog: str) -> int:
     model = None if parsed.source.is_file() else lens_model(parsed.source)
     weights = model or attention_weights(parsed.source, n_heads=parsed.n_heads)
     composed = composition(weights)
+    chosen = _chosen(composed, parsed.kind, parsed.reader)
     has_embeddings = model is not None or getattr(weights, "embedding", None) is not None
     copied = copying(weights) if has_embeddings else None
     looks = attention_scores(model, n_random=parsed.n_random, seed=parsed.seed) if model else None
@@ -71,7 +72,6 @@ def circuits(arguments: Sequence[str], prog: str) -> int:
         proof = str(composed.proof) if composed.proof else ""
         save_panels(path, [*panels, _composition_panel(composed)], "Circuits", proof)
         show.facts({"\npicture": path})
-    chosen = _chosen(composed, parsed.kind, parsed.reader)
     show.table(
         "strongest compositions",
         ("kind", "writer", "reader", "score", "above chance"),

@@ -9,7 +9,7 @@ from clearhead.cli import show
 from clearhead.cli.heat import heat_map
 from clearhead.cli.parse import text
 from clearhead.lens import Panel, Proof, save_panels
-from clearhead.lens.plots import check_format
+from clearhead.lens.plots import check_picture
 from clearhead.model import GPT
 from clearhead.recipes.lens import encode_text
 from clearhead.recipes.load import load
@@ -33,7 +33,7 @@ def model_and_text(
 
 def picture(path: Path | None) -> Path | None:
     """Check a picture's path before the work begins."""
-    return None if path is None else check_format(path)
+    return None if path is None else check_picture(path)
 
 
 def show_panels(panels: list[Panel], path: Path | None, title: str, proof: Proof | None) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -43,17 +42,42 @@ class Arguments:
 def demo(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     parsed = parse(Arguments, arguments, prog)
-    made_up = example()
-    if not parsed.json:
-        _show_example(made_up)
     if parsed.directory is not None:
-        document = _trained(parsed, parsed.directory)
-    else:
-        show.line(show.progress(), "\ntraining a small model for the second half …", "dim")
-        with TemporaryDirectory() as folder:
-            document = _trained(parsed, quick_model(Path(folder)))
+        return _show(parsed, parsed.directory)
+    show.line(show.progress(), "training a small model for the second half …", "dim")
+    with TemporaryDirectory() as folder:
+        return _show(parsed, quick_model(Path(folder)))
+
+
+def _show(parsed: Arguments, directory: Path) -> int:
+    model, tokenizer, ids, words = model_and_text(directory, parsed.text, parsed.device)
+    if parsed.text == _TEXT:  # which not every context holds
+        ids, words = ids[:, : model.config.context_length], words[: model.config.context_length]
+    if len(words) < 2:
+        raise ClearheadError("--text is one token; give one of at least two, to have a next one")
+    count = model.config.n_layers
+    if not -count <= parsed.layer < count:
+        raise ClearheadError(f"there is no layer {parsed.layer}; the model has {count}, from 0")
+    layer = parsed.layer % count
+    made_up = example()
+    found = head_contributions(model, ids, layers=[layer])
+    wrong = trap(model, ids, layer)
+    edits = try_edits(model, tokenizer, ids, layer)
+    share: Float[Tensor, " H"] = found.share[0, 0, -1]
     if parsed.json:
-        show.as_json({"example": made_up.to_json(), "trained": document})
+        trained = {
+            "layer": layer,
+            "tokens": words,
+            "share": share.tolist(),
+            "trap": wrong.to_json(),
+            "edits": [asdict(one) for one in edits],
+            "proof": str(found.proof),
+        }
+        show.as_json({"example": made_up.to_json(), "trained": trained})
+    else:
+        _show_example(made_up)
+        _show_trained(layer, words, share, wrong, edits)
+        show_proof(found.proof)
     return 0
 
 
@@ -110,32 +134,6 @@ def _show_example(found: Example) -> None:
     ):
         show.line(show.result(), f"  {line}")
     show_proof(found.proof)
-
-
-def _trained(parsed: Arguments, directory: Path) -> dict[str, Any]:
-    """Show the same on a layer of a trained model; returns its numbers."""
-    model, tokenizer, ids, words = model_and_text(directory, parsed.text, parsed.device)
-    if len(words) < 2:
-        raise ClearheadError("--text is one token; give one of at least two, to have a next one")
-    count = model.config.n_layers
-    if not -count <= parsed.layer < count:
-        raise ClearheadError(f"there is no layer {parsed.layer}; the model has {count}, from 0")
-    layer = parsed.layer % count
-    found = head_contributions(model, ids, layers=[layer])
-    wrong = trap(model, ids, layer)
-    edits = try_edits(model, tokenizer, ids, layer)
-    share: Float[Tensor, " H"] = found.share[0, 0, -1]
-    if not parsed.json:
-        _show_trained(layer, words, share, wrong, edits)
-        show_proof(found.proof)
-    return {
-        "layer": layer,
-        "tokens": words,
-        "share": share.tolist(),
-        "trap": wrong.to_json(),
-        "edits": [asdict(one) for one in edits],
-        "proof": str(found.proof),
-    }
 
 
 def _show_trained(

@@ -140,6 +140,7 @@ def _document(
         "target": tokenizer.decode([found.target]),
         "versus": None if found.versus is None else tokenizer.decode([found.versus]),
         "logit": found.logit,
+        "constant": found.constant,
         "attribution": found.to_json(),
         "lens": [
             {
