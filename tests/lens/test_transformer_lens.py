@@ -80,7 +80,7 @@ def test_composition_is_that_of_raw_writers_and_processed_readers(model, bridge)
     for kind, name in enumerate(KINDS):
         theirs = composition_scores(writers, readers[name]) * earlier
         torch.testing.assert_close(found.score[kind], theirs, **ROUNDED)
-    assert (found.score[1] - raw).abs().max() > 0.05  # folding matters here
+    assert (found.score[1] - raw).abs().max() > 0.02  # folding matters here
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def mix_heads(model: GPT, layer: int, rows: Mapping[int, Mapping[int, float]]) -
     """
     n_heads = model.config.n_heads
     check_heads(n_heads, [*rows, *(head for row in rows.values() for head in row)])
-    matrix = torch.eye(n_heads)
+    matrix = torch.eye(n_heads, dtype=torch.float64)
     for head, row in rows.items():
         matrix[head] = 0.0
         for other, much in row.items():

@@ -71,7 +71,8 @@ def mixing_modes(
         singular.append(values[:modes])
         mass.append(blocks.square().sum(-1))  # [modes, H]
         strongest = mass[-1].argmax(-1)  # [modes]
-        signs.append(_cosines(blocks)[torch.arange(len(blocks)), strongest])  # [modes, H]
+        at = torch.arange(len(blocks), device=blocks.device)
+        signs.append(_cosines(blocks)[at, strongest])  # [modes, H]
         gain.append(out.norm(dim=(1, 2)))
     masses = torch.stack(mass).cpu()
     return Mixing(
@@ -113,10 +114,9 @@ def pair_signs(given: GPT | Weights, layer: int, mode: int) -> Float[Tensor, "H 
 
 def _cosines(blocks: Float[Tensor, "*modes H K"]) -> Float[Tensor, "*modes H H"]:
     """Return the cosine of each pair of heads; 0 for blocks that hold nothing but rounding."""
-    size = blocks.norm(dim=-1, keepdim=True)
-    d_model = blocks.shape[-2] * blocks.shape[-1]
-    is_read = size > torch.finfo(size.dtype).eps * d_model
-    unit = torch.where(is_read, blocks / size, 0.0)
+    mass = blocks.square().sum(-1, keepdim=True)
+    is_read = mass > torch.finfo(mass.dtype).eps  # of a sum of 1
+    unit = torch.where(is_read, blocks / mass.sqrt(), 0.0)
     return (unit @ unit.mT).clamp(-1, 1)
 
 

@@ -245,10 +245,17 @@ def run(
     """
     if token_ids.numel() == 0:
         raise ClearheadError("the text is empty; give one of at least one token")
+    with evaluating(model), observe(model, *points, layers=layers) as taps:
+        model.hidden(token_ids.to(model.device))
+    return taps
+
+
+@contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """Keep dropout away for a while."""
     training = model.training
     try:
-        with observe(model.eval(), *points, layers=layers) as taps:
-            model.hidden(token_ids.to(model.device))
+        model.eval()
+        yield
     finally:
         model.train(training)
-    return taps

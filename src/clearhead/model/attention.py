@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from clearhead.model.cache import KVCache
 from clearhead.model.config import GPTConfig
+from clearhead.model.linear import Linear
 
 _BLOCK = 128
 
@@ -25,8 +26,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_heads = config.n_heads
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.qkv_bias)
+        self.out_proj = Linear(config.d_model, config.d_model, bias=config.bias)
         self.dropout = config.dropout
 
     def forward(

@@ -10,6 +10,7 @@ from clearhead.errors import ClearheadError
 from clearhead.model.attention import Attention
 from clearhead.model.cache import KVCache
 from clearhead.model.config import GPTConfig
+from clearhead.model.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -17,9 +18,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.d_model, 4 * config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, 4 * config.d_model, bias=config.bias)
         self.gelu = nn.GELU(approximate="none" if config.exact_gelu else "tanh")
-        self.down = nn.Linear(4 * config.d_model, config.d_model, bias=config.bias)
+        self.down = Linear(4 * config.d_model, config.d_model, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Return the update of each token's residual stream."""
@@ -61,7 +62,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon, bias=config.bias)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
         if not self.head.weight.is_meta:
