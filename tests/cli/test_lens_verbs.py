@@ -170,6 +170,85 @@ def test_demo_without_a_model_trains_one(call):
     assert json.loads(out)["trained"]["layer"] == 3
 
 
+DATA = ("--texts", "3", "--length", "20")
+
+
+def test_ablate(call, run, corpus, tmp_path):
+    picture = tmp_path / "ablation.png"
+    arguments = ("ablate", run, "--data", corpus, *DATA)
+    status, out, _ = call("lens", *arguments, "--plot", picture)
+    assert status == 0
+    for word in ("what is lost most", "gradient importance", "bootstrap over segments"):
+        assert word in out
+    assert "restarted run − whole run" in out
+    assert picture.exists()
+    report = document(call, *arguments)
+    assert [one["heads"] for one in report["sets"]] == [["0.0"], ["0.1"], ["1.0"], ["1.1"]]
+    for one in report["sets"]:
+        assert one["low"] <= one["delta"] <= one["high"]
+        assert one["importance"] >= abs(one["signed_importance"])
+
+
+def test_ablate_sets_and_pairs(call, run, corpus):
+    arguments = ("ablate", run, "--data", corpus, *DATA, "--heads", "0.0", "1.1", "0.0+1.1")
+    status, out, _ = call("lens", *arguments, "--pairs")
+    assert status == 0
+    assert "beyond the sum of each" in out
+    report = document(call, *arguments, "--pairs")
+    one, other, both = (each["delta"] for each in report["sets"])
+    (pair,) = report["pairs"]
+    assert pair["heads"] == ["0.0", "1.1"]
+    assert pair["both"] == pytest.approx(both)
+    assert pair["interaction"] == pytest.approx(both - one - other)
+    assert report["sets"][2]["importance"] is None
+
+
+def test_an_interrupted_ablation_goes_on(call, run, corpus, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    arguments = ("ablate", run, "--data", corpus, *DATA)
+    whole = document(call, *arguments)
+    assert document(call, *arguments, "--out", file) == whole
+    lines = file.read_bytes().split(b"\n")
+    assert len(lines) == 5
+    file.write_bytes(b"\n".join(lines[:2]) + b"\n" + lines[2][:9])  # killed while writing
+    assert document(call, *arguments, "--out", file) == whole
+    assert file.read_bytes().split(b"\n") == lines
+    status, _, err = call("lens", *arguments, "--out", file, "--how", "zero")
+    assert status == 2
+    assert "holds another ablation" in err
+    file.write_text("no JSON\n")
+    status, _, err = call("lens", *arguments, "--out", file)
+    assert status == 2
+    assert "is damaged" in err
+
+
+def test_trust(call, run, corpus, tmp_path):
+    arguments = ("trust", run, "--data", corpus, *DATA)
+    status, out, _ = call("lens", *arguments, "--plot", tmp_path / "trust.svg")
+    assert status == 0
+    for word in ("share", "attribution", "importance", "ablation", "reading", "percent: "):
+        assert word in out
+    report = document(call, *arguments)
+    ablated = document(call, "ablate", run, "--data", corpus, *DATA)
+    assert len(report["heads"]) == 4
+    for one, other in zip(report["heads"], ablated["sets"], strict=True):
+        assert one["ablation"] == other["delta"]
+        assert one["interval"] == [other["low"], other["high"]]
+        assert one["importance"] == pytest.approx(other["importance"])
+        spread = max(one["ranks"].values()) - min(one["ranks"].values())
+        assert one["disagree"] == (spread > 0.5)
+        assert bool(one["reading"]) == one["disagree"]
+    for layer in (0, 1):
+        shares = [one["share"] for one in report["heads"] if one["layer"] == layer]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+
+
+def test_texts_from_a_prepared_folder_are_those_of_the_corpus(call, run, corpus):
+    report = document(call, "ablate", run, "--data", corpus, *DATA)
+    prepared = document(call, "ablate", run, "--data", run / "data", *DATA)
+    assert prepared["loss"] == report["loss"]
+
+
 def test_history(call, measured, run, tmp_path):
     picture = tmp_path / "births.png"
     status, out, _ = call("lens", "history", measured, "--plot", picture)
@@ -225,10 +304,21 @@ def test_attention_weights_of_a_lone_file_are_the_models(run, weights_alone):
         (["demo", "RUN", "--layer", "2"], "there is no layer 2; the model has 2"),
         (["demo", "RUN", "--text", "x"], "--text is one token"),
         (["mixing", "no/such"], "no/such"),
+        (["ablate", "RUN", "--data", "no/such"], "no/such"),
+        (["ablate", "RUN", "--data", "DATA", "--length", "33"], "context of 32"),
+        (["ablate", "RUN", "--data", "DATA", "--length", "1"], "at least 2"),
+        (["ablate", "RUN", "--data", "DATA", "--texts", "0"], "0 texts of"),
+        (["ablate", "RUN", "--data", "DATA", "--heads", "5.0"], "there is no layer 5"),
+        (["ablate", "RUN", "--data", "DATA", "--heads", "0.7"], "there is no head 7"),
+        (["ablate", "RUN", "--data", "DATA", "--heads", "0.x"], "'0.x' names no heads"),
+        (["ablate", "RUN", "--data", "DATA", "--pairs"], "at least two different heads"),
+        (["ablate", "RUN", "--data", "DATA", "--texts", "1", "--how", "resample"], "two texts"),
+        (["ablate", "RUN", "--data", "DATA", "--out", "no/such/f"], "cannot write no/such/f"),
     ],
 )
-def test_mistakes(call, run, arguments, told):
-    status, out, err = call("lens", *[str(run) if one == "RUN" else one for one in arguments])
+def test_mistakes(call, run, corpus, arguments, told):
+    given = {"RUN": str(run), "DATA": str(corpus)}
+    status, out, err = call("lens", *[given.get(one, one) for one in arguments])
     assert (status, out) == (2, "")
     assert told in err
     assert err.count("\n") == 1

@@ -90,6 +90,12 @@ VERBS = {
         "DIR --text T [--target W] [--versus W]",
         "tell what each depth predicts, and which parts make a logit",
     ),
+    "lens ablate": Verb(
+        "lens.ablate", "ablate", "DIR --data SOURCE", "tell what is lost without heads"
+    ),
+    "lens trust": Verb(
+        "lens.trust", "trust", "DIR --data SOURCE", "tell how much each head counts, in four ways"
+    ),
     "lens history": Verb(
         "lens.history", "history", "RUN", "show how heads came to look back over a run"
     ),

@@ -1,5 +1,15 @@
 """What the attention output projection does, head by head, each number with its proof."""
 
+from clearhead.lens.ablate import (
+    Ablation,
+    CausalPairs,
+    HeadSet,
+    How,
+    ablate_heads,
+    causal_pairs,
+    head_means,
+    single_heads,
+)
 from clearhead.lens.circuits import (
     HEAD_SCORES,
     AttentionScores,
@@ -19,6 +29,7 @@ from clearhead.lens.edits import (
 )
 from clearhead.lens.example import Example, Trap, example, trap
 from clearhead.lens.heads import Heads, head_contributions, split
+from clearhead.lens.importance import Importance, head_importance
 from clearhead.lens.logits import (
     Attribution,
     HeadAttribution,
@@ -40,19 +51,26 @@ from clearhead.lens.plots import Curve, Panel, save_curves, save_panels
 from clearhead.lens.result import Proof, Result
 from clearhead.lens.sources import Sources, source_tokens
 from clearhead.lens.taps import POINTS, Taps, observe, patterns, run
+from clearhead.lens.trust import MEASURES, Trust, trust_table
 from clearhead.lens.weights import LayerWeights, Weights, layer_weights, weights
 
 __all__ = [
     "HEAD_SCORES",
+    "MEASURES",
     "POINTS",
+    "Ablation",
     "AttentionScores",
     "Attribution",
+    "CausalPairs",
     "Composition",
     "Copying",
     "Curve",
     "Example",
     "HeadAttribution",
+    "HeadSet",
     "Heads",
+    "How",
+    "Importance",
     "LayerWeights",
     "LogitLens",
     "Mixing",
@@ -64,15 +82,20 @@ __all__ = [
     "Sources",
     "Taps",
     "Trap",
+    "Trust",
     "Weights",
+    "ablate_heads",
     "attention_scores",
     "attribution",
+    "causal_pairs",
     "composition",
     "copying",
     "edit",
     "example",
     "example_projection",
     "head_contributions",
+    "head_importance",
+    "head_means",
     "head_overlap",
     "head_pairs",
     "identity_projection",
@@ -89,9 +112,11 @@ __all__ = [
     "save_curves",
     "save_panels",
     "scale_heads",
+    "single_heads",
     "source_tokens",
     "split",
     "swap_heads",
     "trap",
+    "trust_table",
     "weights",
 ]

@@ -26,7 +26,7 @@ POINTS = {
 }
 """What can be observed, at every layer."""
 _QKV = ("q", "k", "v")
-_See = Callable[[Tensor], Tensor | None]
+_See = Callable[[Tensor], None]
 
 
 class Taps:
@@ -71,7 +71,6 @@ def observe(
     model: GPT,
     *points: str,
     layers: Sequence[int] | None = None,
-    graph: bool = False,
 ) -> Iterator[Taps]:
     """Observe chosen points of a model; its outputs are bit for bit what they are without.
 
@@ -81,7 +80,6 @@ def observe(
         model: The model; not what torch.compile(model) returned, but what it was given.
         points: Which, of `POINTS`.
         layers: Of which blocks; all by default.
-        graph: Keep the tensors in the autograd graph, for gradients.
 
     Yields:
         What is seen, growing with each call of the model.
@@ -98,23 +96,22 @@ def observe(
     n_heads = model.config.n_heads
 
     def keep(point: str, layer: int | None) -> _See:
-        def see(tensor: Tensor) -> Tensor | None:
-            kept = tensor if graph else tensor.detach()
+        def see(tensor: Tensor) -> None:
+            kept = tensor.detach()
             if point == "z":
                 kept = torch.unflatten(kept, -1, (n_heads, -1))  # [B, T, H, K]
             taps._add(point, layer, kept)
-            return kept.flatten(-2) if graph and point == "z" else None
 
         return see
 
     def keep_parts(layer: int) -> _See:
-        def see(tensor: Tensor) -> Tensor | None:
-            kept = tensor if graph else tensor.detach()
-            parts = torch.unflatten(kept, -1, (3, n_heads, -1)).unbind(-3)  # [B, T, H, K] each
+        def see(tensor: Tensor) -> None:
+            parts = torch.unflatten(tensor.detach(), -1, (3, n_heads, -1)).unbind(
+                -3
+            )  # [B, T, H, K]
             for point, part in zip(_QKV, parts, strict=True):
                 if point in points:
                     taps._add(point, layer, part)
-            return torch.stack(parts, -3).flatten(-3) if graph else None
 
         return see
 

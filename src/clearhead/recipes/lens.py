@@ -1,14 +1,18 @@
 """What the lens looks at, from where it lies: models, attention tensors, texts, target tokens."""
 
+import hashlib
+import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +21,9 @@ from clearhead.checkpoint.formats.huggingface import TABLE
 from clearhead.checkpoint.tensors import TensorFile
 from clearhead.data import TokenDataset, is_prepared, iter_documents
 from clearhead.errors import ClearheadError
+from clearhead.files import atomic_write, sha256_file
 from clearhead.lens import (
+    HeadSet,
     Weights,
     head_contributions,
     identity_projection,
@@ -221,3 +227,76 @@ def quick_model(folder: Path, *, minutes: float = 0.2) -> Path:
 def lens_model(path: Path) -> GPT:
     """Load a model without its tokenizer, for measures of weights and of random tokens."""
     return checkpoint.load_model(checkpoint.resolve(path))
+
+
+class AblationLog:
+    """What each text gave, in a file of JSON lines, so that an interrupted ablation goes on.
+
+    The first line says of what; a last line that a crash cut short is computed again.
+
+    Args:
+        path: The file; made if it is not there.
+        about: What the rows belong to; another file's differs.
+
+    Raises:
+        ClearheadError: The file is of something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self.rows: list[Float[Tensor, "segments columns"]] = []
+        """Those that the file holds."""
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            if lines and json.loads(lines[0]) != json.loads(json.dumps(about)):
+                raise ClearheadError(
+                    f"{path} holds another ablation (of another model, other texts or heads); "
+                    "delete it, or name another file"
+                )
+            self.rows = [torch.tensor(json.loads(line), dtype=torch.float64) for line in lines[1:]]
+            with atomic_write(path) as file:  # without what a crash cut short
+                file.write(b"".join(line + b"\n" for line in lines or [json.dumps(about).encode()]))
+        except (ValueError, TypeError) as error:
+            raise ClearheadError(f"{path} is damaged: {error}; delete it") from error
+        except OSError as error:
+            raise ClearheadError(f"cannot write {path}: {error.strerror}") from error
+
+    def append(self, row: Float[Tensor, "segments columns"]) -> None:
+        """Add a text's row, durably."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(row.tolist()).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def describe_ablation(
+    directory: Path, texts: Int[Tensor, "N T"], sets: Sequence[HeadSet], how: str, seed: int
+) -> dict[str, Any]:
+    """Return what an `AblationLog` is about: the weights' and texts' hashes, and what is asked."""
+    folder = checkpoint.resolve(directory)
+    return {
+        "weights": {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))},
+        "texts": hashlib.sha256(texts.cpu().numpy().tobytes()).hexdigest(),
+        "sets": sets,
+        "how": how,
+        "seed": seed,
+    }
+
+
+def parse_heads(words: Sequence[str]) -> list[HeadSet]:
+    """Read sets of heads as people write them: "9.9" is one head, "9.9+10.0" two together.
+
+    Raises:
+        ClearheadError: A word is neither.
+    """
+    sets = []
+    for word in words:
+        parts = [re.fullmatch(r"(\d{1,6})\.(\d{1,6})", part) for part in word.split("+")]
+        found = tuple((int(part[1]), int(part[2])) for part in parts if part)
+        if len(found) != len(parts):
+            raise ClearheadError(
+                f"{word!r} names no heads; write layer.head, such as 9.9, or 9.9+10.0 for two "
+                "together"
+            )
+        sets.append(found)
+    return sets
