@@ -3,14 +3,14 @@
 import torch
 from random_model import random_model, random_tokens
 
-from clearhead.lens.example import example, trap
+from clearhead.lens.example import trap, worked_example
 from clearhead.lens.heads import head_contributions, split
 from clearhead.lens.taps import run
 from clearhead.lens.weights import weights
 
 
 def test_the_example_says_what_it_is_made_to_say():
-    found = example()
+    found = worked_example()
     z = found.z
     assert z.tolist()[3][0] == 4.0
     mixed = [z[1] - z[3], 2 * z[0], z.mean(0), torch.zeros(8)]

@@ -27,7 +27,7 @@ from clearhead.lens.edits import (
     scale_heads,
     swap_heads,
 )
-from clearhead.lens.example import Example, Trap, example, trap
+from clearhead.lens.example import Example, Trap, trap, worked_example
 from clearhead.lens.heads import Heads, head_contributions, split
 from clearhead.lens.importance import Importance, head_importance
 from clearhead.lens.logits import (
@@ -91,7 +91,6 @@ __all__ = [
     "composition",
     "copying",
     "edit",
-    "example",
     "example_projection",
     "head_contributions",
     "head_importance",
@@ -119,4 +118,5 @@ __all__ = [
     "trap",
     "trust_table",
     "weights",
+    "worked_example",
 ]

@@ -33,7 +33,7 @@ class Example(Result):
     """The same with the identity for W_O: the concatenation itself."""
 
 
-def example() -> Example:
+def worked_example() -> Example:
     """Compute the example; its proof is that the heads' contributions add up to the output."""
     n_heads, head_dim = 4, 8
     z = torch.arange(n_heads)[:, None] + 1 + torch.arange(head_dim) / 10  # [H, K]

@@ -16,6 +16,7 @@ from clearhead.lens.result import Proof, Result, array, prove
 from clearhead.lens.taps import Taps, check_layers, run
 from clearhead.lens.weights import LayerWeights, weights
 from clearhead.model import GPT
+from clearhead.model.linear import linear
 
 SPLIT = "sum of parts − whole"
 
@@ -133,7 +134,7 @@ def _layer(
     whole = output.to(z)
     a = whole if bias is None else whole - bias.to(z)  # [B, T, D]
     proof = _prove_split(z, out, a, output)
-    inner = torch.einsum("bthk,bthk->bth", z, (a @ out.flatten(0, 1).T).view(z.shape))  # ⟨r_h, a⟩
+    inner = (z * linear(a, out.flatten(0, 1)).view(z.shape)).sum(-1)  # ⟨r_h, a⟩
     size = inner.sum(-1, keepdim=True)  # ‖a‖², as the parts have it
     return _ratio(inner, size), norms(z, out), _ratio(inner.sum((0, 1)), size.sum()), proof
 
@@ -155,9 +156,9 @@ def _prove_split(
 ) -> Proof:
     """Add the heads' parts up, one head after the other, and compare."""
     flat = z.flatten(0, 1)  # [B·T, H, K]
-    total = flat[:, 0] @ out[0]  # [B·T, D]
-    for head in range(1, len(out)):
-        total.addmm_(flat[:, head], out[head])
+    total = torch.zeros_like(a).flatten(0, 1)  # [B·T, D]
+    for head, block in enumerate(out):
+        total += linear(flat[:, head], block.T)
     whole = a.to(output.dtype)
     return prove(SPLIT, total, whole.flatten(0, 1), scale=float(output.abs().max()))
 

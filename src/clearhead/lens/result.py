@@ -67,7 +67,7 @@ def prove(
     """
     if scale is None:
         scale = float(whole.detach().abs().max()) if whole.numel() else 0.0
-    difference = (parts.detach().double() - whole.detach().double()).abs()
+    difference = (parts.detach() - whole.detach()).abs()
     residual = float(difference.max()) if difference.numel() else 0.0
     limit = _TOLERANCES[whole.dtype] * max(1.0, scale) * times
     proof = Proof(claim, residual, limit, NAMES[whole.dtype])

@@ -16,7 +16,7 @@ from clearhead.cli.lens.common import model_and_text, show_proof
 from clearhead.cli.parse import Flag, parse
 from clearhead.errors import ClearheadError
 from clearhead.lens import Panel, head_contributions
-from clearhead.lens.example import Example, Trap, example, trap
+from clearhead.lens.example import Example, Trap, trap, worked_example
 from clearhead.recipes.lens import Edited, quick_model, try_edits
 
 _TEXT = "The function returns a list of all the values that"
@@ -59,7 +59,7 @@ def _show(parsed: Arguments, directory: Path) -> int:
     if not -count <= parsed.layer < count:
         raise ClearheadError(f"there is no layer {parsed.layer}; the model has {count}, from 0")
     layer = parsed.layer % count
-    made_up = example()
+    made_up = worked_example()
     found = head_contributions(model, ids, layers=[layer])
     wrong = trap(model, ids, layer)
     edits = try_edits(model, tokenizer, ids, layer)
