@@ -27,6 +27,7 @@ FLOP_A_TOKEN = 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 768 * LENGTH
 def ours() -> Callable[[], float]:
     from dataclasses import replace
 
+    from clearhead.data import Rows
     from clearhead.model import GPT, preset
     from clearhead.train import (
         OptimizerConfig,
@@ -39,13 +40,12 @@ def ours() -> Callable[[], float]:
     keep_freed_memory()
     model = GPT(replace(preset("gpt2-124m"), dropout=0.0))
     optimizers = build_optimizers(model, OptimizerConfig(kind="adamw", learning_rate=6e-4))
-    inputs, targets = tokens()
+    rows = Rows(*tokens())
 
     def step() -> float:
         gradient = compute_gradient(
             model,
-            inputs,
-            targets,
+            rows,
             micro_batch_size=BATCH,
             dtype=torch.bfloat16,
             max_grad_norm=1.0,

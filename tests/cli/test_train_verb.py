@@ -178,7 +178,7 @@ def test_on_a_terminal_there_is_a_bar():
         watch.on_prepare(5, 10)
         watch(Started(0, 10, 1234, 100, 10, "bytes", "cpu", "float32"))
         watch(Stepped(3, 10, 2.5, 1234.0, 65.0))
-        watch(Evaluated(3, Evaluation(2.0, 1.5, 10), True))
+        watch(Evaluated(3, Evaluation(2.0, 10, bits_per_byte=1.5), True))
     shown = screen.getvalue()
     assert "preparing text" in shown
     assert "step 3/10, loss 2.500, 1,234 tokens/s, 1:05 left" in shown

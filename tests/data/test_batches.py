@@ -30,6 +30,10 @@ def make(length, batch_size=3, context_length=4, seed=7):
     return Batches(Counting(length), batch_size, context_length, seed)
 
 
+def both(rows):
+    return rows.inputs, rows.targets
+
+
 sizes = st.tuples(st.integers(5, 200), st.integers(1, 9), st.integers(1, 4), st.integers(0, 9))
 
 
@@ -40,7 +44,7 @@ def test_each_window_comes_once_an_epoch(size):
     count = batches.windows_per_epoch
     starts = []
     for step in range(3 * count // batch_size + 1):
-        inputs, targets = batches.at(step)
+        inputs, targets = both(batches.at(step))
         assert inputs.shape == targets.shape == (batch_size, context_length)
         assert inputs.dtype == targets.dtype == torch.int64
         assert inputs.is_contiguous()
@@ -57,22 +61,22 @@ def test_each_window_comes_once_an_epoch(size):
 def test_a_batch_is_a_pure_function_of_seed_and_step(size, steps):
     batches = make(*size)
     for step in steps:
-        for one, other in zip(batches.at(step), make(*size).at(step), strict=True):
+        for one, other in zip(both(batches.at(step)), both(make(*size).at(step)), strict=True):
             assert torch.equal(one, other)
 
 
 def test_epochs_and_seeds_differ():
     batches = make(4001, batch_size=1000)
-    assert not torch.equal(batches.at(0)[0], batches.at(1)[0])
-    assert not torch.equal(batches.at(0)[0], make(4001, batch_size=1000, seed=8).at(0)[0])
-    offsets = {int(batches.at(epoch)[0].min()) for epoch in range(40)}
+    assert not torch.equal(batches.at(0).inputs, batches.at(1).inputs)
+    assert not torch.equal(batches.at(0).inputs, make(4001, batch_size=1000, seed=8).at(0).inputs)
+    offsets = {int(batches.at(epoch).inputs.min()) for epoch in range(40)}
     assert len(offsets) > 1
 
 
 @given(st.integers(2, 200), st.integers(1, 30), st.integers(1, 5))
 def test_windows_count_each_target_once(length, context_length, batch_size):
     targets = []
-    for inputs, expected in windows(Counting(length), context_length, batch_size):
+    for inputs, expected in map(both, windows(Counting(length), context_length, batch_size)):
         assert torch.equal(inputs + 1, expected)
         assert inputs.shape[0] <= batch_size
         assert inputs.shape[1] <= context_length
@@ -81,7 +85,7 @@ def test_windows_count_each_target_once(length, context_length, batch_size):
 
 
 def test_windows_stop_at_the_limit():
-    shapes = [tuple(inputs.shape) for inputs, _ in windows(Counting(24), 5, 2)]
+    shapes = [tuple(rows.inputs.shape) for rows in windows(Counting(24), 5, 2)]
     assert shapes == [(2, 5), (2, 5), (1, 3)]
     assert len(list(windows(Counting(24), 5, 2, limit=1))) == 1
 

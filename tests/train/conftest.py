@@ -6,7 +6,7 @@ import pytest
 from clearhead.data import Batches, TokenDataset, TokenSpan, prepare
 from clearhead.model import GPT, GPTConfig
 from clearhead.tokenizer import build_tokenizer
-from clearhead.train import OptimizerConfig, ScheduleConfig, TrainConfig, Trainer
+from clearhead.train import NextToken, OptimizerConfig, ScheduleConfig, TrainConfig, Trainer
 
 SHAPE = GPTConfig(vocab_size=257, context_length=16, d_model=16, n_heads=2, n_layers=2, dropout=0.1)
 
@@ -44,8 +44,12 @@ def start(dataset):
             run,
             model,
             build_tokenizer("bytes"),
-            Batches(TokenSpan(dataset, 0, 9000, "token"), config.batch_size, 16, config.seed),
-            TokenSpan(dataset, 9000, len(dataset), "token"),
+            NextToken(
+                Batches(TokenSpan(dataset, 0, 9000, "token"), config.batch_size, 16, config.seed),
+                TokenSpan(dataset, 9000, len(dataset), "token"),
+                build_tokenizer("bytes"),
+                config,
+            ),
             config,
             documents={"run": {"made by": "a test"}},
             observers=observers,

@@ -8,7 +8,7 @@ import torch
 
 from clearhead import checkpoint
 from clearhead.errors import ClearheadError
-from clearhead.train import Evaluated, OptimizerConfig, Saved, Started, Stepped, loop
+from clearhead.train import Evaluated, Evaluation, OptimizerConfig, Saved, Started, Stepped, loop
 
 
 def weights(run):
@@ -55,17 +55,22 @@ def test_it_learns_and_says_so_in_order(tmp_path, start, curve):
 
 def test_newest_and_best_checkpoints_are_kept(tmp_path, start, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.2, 2.1])
-    real = loop.evaluate
-
-    def pretend(*args):
-        return type(real(*args))(next(losses), 1.0, 1)
-
-    monkeypatch.setattr(loop, "evaluate", pretend)
-    result = start(tmp_path, evaluate_every=2, keep_checkpoints=2).train()
+    trainer = start(tmp_path, evaluate_every=2, keep_checkpoints=2)
+    monkeypatch.setattr(trainer.objective, "evaluate", lambda *_: Evaluation(next(losses), 1))
+    result = trainer.train()
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == [
         checkpoint.checkpoint_path(tmp_path, step).name for step in (4, 10, 12)
     ]
     assert result.best_step == 4
+    assert checkpoint.resolve(tmp_path, "best") == checkpoint.checkpoint_path(tmp_path, 4)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path, start, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 1.5])
+    trainer = start(tmp_path, evaluate_every=2, patience=2)
+    monkeypatch.setattr(trainer.objective, "evaluate", lambda *_: Evaluation(next(losses), 1))
+    result = trainer.train()
+    assert (result.step, result.best_step, result.finished) == (8, 4, True)
     assert checkpoint.resolve(tmp_path, "best") == checkpoint.checkpoint_path(tmp_path, 4)
 
 
@@ -91,8 +96,8 @@ def test_out_of_memory_saves_what_was_and_the_run_goes_on(tmp_path, start, curve
     start(tmp_path / "whole").train()
     real = loop.compute_gradient
 
-    def fail(model, inputs, targets, **options):
-        gradient = real(model, inputs, targets, **options)
+    def fail(model, rows, **options):
+        gradient = real(model, rows, **options)
         if trainer.state.step == 5:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes")
         return gradient

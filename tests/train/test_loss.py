@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearhead.train import IGNORED, loss, summed_loss
+from clearhead.data import IGNORED
+from clearhead.train import loss, summed_loss
 
 
 @settings(max_examples=30, deadline=None)

@@ -51,5 +51,7 @@ class TensorBoard:
             self._writer.add_scalar("tokens_per_second", event.tokens_per_second, event.step)
         elif isinstance(event, Evaluated):
             self._writer.add_scalar("loss/held_out", event.evaluation.loss, event.step)
-            bits = event.evaluation.bits_per_byte
-            self._writer.add_scalar("bits_per_byte", bits, event.step)
+            for name in ("bits_per_byte", "accuracy"):
+                value = getattr(event.evaluation, name)
+                if value is not None:
+                    self._writer.add_scalar(name, value, event.step)

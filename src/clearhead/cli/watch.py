@@ -93,8 +93,7 @@ class Watch:
     def _evaluated(self, event: Evaluated) -> None:
         show.line(
             self._console,
-            f"step {event.step}: validation loss {event.evaluation.loss:.4f} nats a token, "
-            f"{event.evaluation.bits_per_byte:.4f} bits a byte"
+            f"step {event.step}: validation loss {event.evaluation}"
             + (" (best so far)" if event.is_best else ""),
             "bold green" if event.is_best else "",
         )

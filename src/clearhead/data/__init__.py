@@ -9,13 +9,16 @@ from clearhead.data.sources import PYDOCS, Document, find_sources, iter_document
 
 if TYPE_CHECKING:
     from clearhead.data.batches import Batches, windows
+    from clearhead.data.rows import IGNORED, Rows
     from clearhead.data.shards import TokenDataset, TokenSpan, split
 
 __all__ = [
+    "IGNORED",
     "PYDOCS",
     "Batches",
     "Document",
     "Manifest",
+    "Rows",
     "TokenDataset",
     "TokenSpan",
     "describe",
@@ -30,7 +33,9 @@ __all__ = [
 
 # What trains on a corpus needs torch; what prepares one, its workers first, starts without.
 _LATE = {
+    "IGNORED": "rows",
     "Batches": "batches",
+    "Rows": "rows",
     "TokenDataset": "shards",
     "TokenSpan": "shards",
     "split": "shards",

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
+from clearhead.data.rows import Rows
 from clearhead.data.shards import TokenSpan
 from clearhead.errors import ClearheadError
 
@@ -50,8 +50,8 @@ class Batches:
         self._epoch = -1
         self._starts = np.empty(0, dtype=np.int64)
 
-    def at(self, step: int) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]:
-        """Return the inputs of a step and their targets, the tokens that come next.
+    def at(self, step: int) -> Rows:
+        """Return the rows of a step; their targets are the tokens that come next.
 
         Raises:
             ClearheadError: A token is outside the vocabulary.
@@ -61,7 +61,8 @@ class Batches:
             self.span.read(self._window_start(index), self.context_length + 1)
             for index in range(first, first + self.batch_size)
         ]
-        return _inputs_and_targets(np.stack(rows))
+        both = torch.from_numpy(np.stack(rows))  # [B, T + 1]
+        return Rows(both[:, :-1].contiguous(), both[:, 1:].contiguous())
 
     def _window_start(self, index: int) -> int:
         """Return where the window begins that is number `index` since step 0."""
@@ -82,7 +83,7 @@ class Batches:
 
 def windows(
     span: TokenSpan, context_length: int, batch_size: int, limit: int | None = None
-) -> Iterator[tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]]:
+) -> Iterator[Rows]:
     """Go through a span in order, each token but the first exactly once a target.
 
     Args:
@@ -93,7 +94,7 @@ def windows(
         limit: The most batches to go through.
 
     Yields:
-        Inputs and targets.
+        Batches; their targets are the tokens that come next.
 
     Raises:
         ClearheadError: The span has fewer than two tokens, or a token outside the vocabulary.
@@ -110,12 +111,5 @@ def windows(
     for rows, length in shapes[:limit]:
         tokens = span.read(start, rows * length + 1)
         inputs, targets = tokens[:-1].reshape(rows, length), tokens[1:].reshape(rows, length)
-        yield torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy())
+        yield Rows(torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy()))
         start += rows * length
-
-
-def _inputs_and_targets(
-    tokens: Int64[np.ndarray, "B T1"],
-) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]:
-    both = torch.from_numpy(tokens)
-    return both[:, :-1].contiguous(), both[:, 1:].contiguous()

@@ -44,6 +44,8 @@ class GPTConfig:
     """Whether the MLP computes GELU exactly, as nanoGPT does, or by GPT-2's tanh approximation."""
     layer_norm_epsilon: float = 1e-5
     """Added to the variance in LayerNorm."""
+    labels: tuple[str, ...] = ()
+    """What the head tells apart, in place of the next token; none for a language model."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "d_model", "n_heads", "n_layers"):
@@ -62,6 +64,12 @@ class GPTConfig:
             value = getattr(self, name)
             if type(value) is not bool:
                 raise ClearheadError(f"{name} is {short(value)}; it must be true or false")
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ClearheadError(
+                f"labels are {short(self.labels)}; give two or more, all different"
+            )
+        if self.labels and self.tied_head:
+            raise ClearheadError("labels need a head of their own; set tied_head to false")
         if self.d_model % self.n_heads:
             small = [n for n in range(1, isqrt(self.d_model) + 1) if self.d_model % n == 0]
             divisors = small + [self.d_model // n for n in small]
@@ -77,6 +85,11 @@ class GPTConfig:
     def head_dim(self) -> int:
         """Width K of one head, d_model / n_heads."""
         return self.d_model // self.n_heads
+
+    @property
+    def n_outputs(self) -> int:
+        """How many logits the head gives: one for each label, or for each token id."""
+        return len(self.labels) or self.vocab_size
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":

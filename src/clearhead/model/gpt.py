@@ -10,6 +10,7 @@ from clearhead.errors import ClearheadError
 from clearhead.model.attention import Attention
 from clearhead.model.cache import KVCache
 from clearhead.model.config import GPTConfig
+from clearhead.model.documents import within_documents
 from clearhead.model.linear import Linear
 
 
@@ -62,7 +63,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon, bias=config.bias)
-        self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.n_outputs, bias=False)
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
         if not self.head.weight.is_meta:
@@ -87,7 +88,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         lengths: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T V"]:
-        """Return the logits of the token that follows each given one.
+        """Return the logits of the token that follows each given one, or of each label.
 
         Args:
             token_ids: Tokens, padded on the right where rows differ in length; what stands in the
@@ -106,8 +107,20 @@ class GPT(nn.Module):
         token_ids: Int[Tensor, "B T"],
         cache: KVCache | None = None,
         lengths: Int[Tensor, " B"] | None = None,
+        documents: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Return the normalised residual stream that the unembedding reads; see `forward`."""
+        """Return the normalised residual stream that the unembedding reads.
+
+        Args:
+            token_ids: As in `forward`.
+            cache: As in `forward`.
+            lengths: As in `forward`.
+            documents: Which document of its row each token belongs to, where rows hold several:
+                each begins at position 0 and sees only itself. Not with a cache.
+
+        Raises:
+            ClearheadError: The text is longer than the context.
+        """
         length = token_ids.shape[1]
         if cache is None:
             if length > self.config.context_length:
@@ -116,6 +129,8 @@ class GPT(nn.Module):
                     f"the context of {self.config.context_length}"
                 )
             places, positions, mask = torch.arange(length, device=token_ids.device), None, None
+            if documents is not None:
+                places, mask = within_documents(documents)
         else:
             places = positions = cache.positions(length)
             mask = cache.mask(positions)

@@ -28,6 +28,7 @@ from clearhead.model import GPT, GPTConfig, preset
 from clearhead.recipes.tokenize import train_tokenizer
 from clearhead.tokenizer import Tokenizer, load_tokenizer
 from clearhead.train import (
+    NextToken,
     Observer,
     OptimizerConfig,
     TrainConfig,
@@ -43,6 +44,7 @@ _MAY_CHANGE_ON_RESUME = {
     "out",
     "evaluate_every",
     "evaluation_tokens",
+    "patience",
     "keep_checkpoints",
     "measure_every",
     "micro_batch_size",
@@ -179,8 +181,7 @@ def pretrain(
         run,
         model.to(settings.device),
         tokenizer,
-        batches,
-        val_part,
+        NextToken(batches, val_part, tokenizer, settings),
         settings,
         documents={"run": config.to_dict(settings)},
         observers=observers,

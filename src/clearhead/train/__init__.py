@@ -12,21 +12,24 @@ from clearhead.train.events import (
     TrainingResult,
 )
 from clearhead.train.loop import Trainer
-from clearhead.train.loss import IGNORED, summed_loss
+from clearhead.train.loss import next_token_loss, summed_loss
 from clearhead.train.machine import faster_dtype, keep_freed_memory, resolve_device
 from clearhead.train.metrics import MetricsLog, plot_metrics
+from clearhead.train.objective import NextToken, Objective
 from clearhead.train.optim import OptimizerConfig, build_optimizers
 from clearhead.train.schedule import ScheduleConfig, rate_factor
 from clearhead.train.state import TrainerState
-from clearhead.train.step import Gradient, apply_gradient, compute_gradient
+from clearhead.train.step import Gradient, Loss, apply_gradient, compute_gradient
 
 __all__ = [
-    "IGNORED",
     "Evaluated",
     "Evaluation",
     "Event",
     "Gradient",
+    "Loss",
     "MetricsLog",
+    "NextToken",
+    "Objective",
     "Observer",
     "OptimizerConfig",
     "Saved",
@@ -43,6 +46,7 @@ __all__ = [
     "evaluate",
     "faster_dtype",
     "keep_freed_memory",
+    "next_token_loss",
     "plot_metrics",
     "rate_factor",
     "resolve_device",

@@ -24,6 +24,8 @@ class TrainConfig:
     """Steps between evaluations, each after a checkpoint; a tenth of the run by default."""
     evaluation_tokens: int = 200_000
     """The most held-out tokens that an evaluation uses."""
+    patience: int | None = None
+    """Evaluations without a lower loss after which the run ends; never by default."""
     measure_every: int | None = None
     """Steps between measurements of what each head looks for, which `lens history` shows; none by
     default."""
@@ -45,7 +47,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps is not None and self.minutes is not None:
             raise ClearheadError("give steps or minutes, not both")
-        for name in ("steps", "minutes", "micro_batch_size", "evaluate_every", "measure_every"):
+        for name in (
+            "steps",
+            "minutes",
+            "micro_batch_size",
+            "evaluate_every",
+            "patience",
+            "measure_every",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ClearheadError(f"{name} is {value}; it must be more than 0")

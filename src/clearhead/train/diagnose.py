@@ -1,16 +1,16 @@
 """Finding where a number stopped being one."""
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
+from clearhead.data import Rows
 from clearhead.model import GPT
-from clearhead.train.step import precision
+from clearhead.train.step import Loss, precision
 
 
 @torch.no_grad()
-def first_non_finite(model: GPT, inputs: Int[Tensor, "B T"], dtype: torch.dtype) -> str:
-    """Name the first place in the model where NaN or infinity appears for these inputs.
+def first_non_finite(model: GPT, rows: Rows, loss: Loss, dtype: torch.dtype) -> str:
+    """Name the first place in the model where NaN or infinity appears for these rows.
 
     Weights are looked at first, then the output of each layer in the order of the forward pass.
     """
@@ -29,9 +29,9 @@ def first_non_finite(model: GPT, inputs: Int[Tensor, "B T"], dtype: torch.dtype)
     layers = [(name, module) for name, module in model.named_modules() if name]
     handles = [m.register_forward_hook(look(n)) for n, m in layers]
     try:
-        with precision(inputs.device, dtype):
-            model(inputs)
+        with precision(model.device, dtype):
+            loss(model, rows)
     finally:
         for handle in handles:
             handle.remove()
-    return f"the output of {found[0]}" if found else "the gradient"
+    return f"the output of {found[0]}" if found else "the loss or the gradient"

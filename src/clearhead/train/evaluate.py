@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clearhead.data import IGNORED, Rows
 from clearhead.model import GPT
-from clearhead.train.loss import summed_loss
+from clearhead.train.loss import next_token_loss
 from clearhead.train.step import precision
 
 
@@ -19,20 +20,37 @@ class Evaluation:
 
     loss: float
     """Mean loss in nats a token."""
-    bits_per_byte: float
+    n: int
+    """How many tokens were predicted, or whatever else the loss is a mean over."""
+    bits_per_byte: float | None = None
     """The summed loss in bits, divided by the bytes of text that the tokens stand for."""
-    n_tokens: int
-    """How many tokens were predicted."""
+    accuracy: float | None = None
+    """The share of what was predicted right, where that is counted."""
+    unit: str = "nats a token"
+    """What the loss is told in."""
+
+    def document(self) -> dict[str, float]:
+        """Return what was measured, for the record of a run."""
+        measured = {"bits_per_byte": self.bits_per_byte, "accuracy": self.accuracy}
+        return {"val_loss": self.loss, **{k: v for k, v in measured.items() if v is not None}}
+
+    def __str__(self) -> str:
+        parts = [f"{self.loss:.4f} {self.unit}"]
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.4f} bits a byte")
+        if self.accuracy is not None:
+            parts.append(f"{self.accuracy:.1%} right")
+        return ", ".join(parts)
 
 
 @torch.no_grad()
 def evaluate(
     model: GPT,
-    batches: Iterable[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]],
+    batches: Iterable[Rows],
     token_bytes: Int[Tensor, " V"],
     dtype: torch.dtype,
 ) -> Evaluation:
-    """Measure the loss of `model` over batches of (inputs, targets).
+    """Measure the loss of `model` on the next token over batches.
 
     Args:
         model: The model; its mode is the same afterwards.
@@ -43,13 +61,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     total, n_tokens, n_bytes = 0.0, 0, 0
-    for inputs, targets in batches:
-        inputs = inputs.to(model.device)
+    for rows in batches:
         with precision(model.device, dtype):
-            hidden = model.hidden(inputs)
-            loss = summed_loss(hidden, model.head.weight, targets.to(model.device))
-        total += loss.item()
-        n_tokens += targets.numel()
-        n_bytes += int(token_bytes[targets].sum())
+            total += next_token_loss(model, rows.to(model.device)).item()
+        learnt = rows.targets[rows.targets != IGNORED]
+        n_tokens += len(learnt)
+        n_bytes += int(token_bytes[learnt].sum())
     model.train(was_training)
-    return Evaluation(total / n_tokens, total / math.log(2) / max(1, n_bytes), n_tokens)
+    n = max(1, n_tokens)
+    return Evaluation(total / n, n_tokens, bits_per_byte=total / math.log(2) / max(1, n_bytes))

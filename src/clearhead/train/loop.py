@@ -9,17 +9,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from clearhead import checkpoint
-from clearhead.data import Batches, TokenSpan, windows
+from clearhead.data import Rows
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT
 from clearhead.tokenizer import Tokenizer
 from clearhead.train.config import TrainConfig
 from clearhead.train.diagnose import first_non_finite
-from clearhead.train.evaluate import Evaluation, evaluate
+from clearhead.train.evaluate import Evaluation
 from clearhead.train.events import (
     Evaluated,
     Event,
@@ -30,6 +28,7 @@ from clearhead.train.events import (
     TrainingResult,
 )
 from clearhead.train.metrics import MetricsLog
+from clearhead.train.objective import Objective
 from clearhead.train.optim import (
     build_optimizers,
     load_optimizer_tensors,
@@ -53,13 +52,13 @@ class Trainer:
         run: The run's folder; checkpoints and metrics.jsonl are written there.
         model: The model, on its device; with `resume_from`, that checkpoint's.
         tokenizer: Saved with each checkpoint.
-        batches: What to train on, a pure function of the step.
-        held_out: What to evaluate on.
+        objective: What to learn, and what to be measured by.
         config: How to train; `device` and `dtype` are no longer `auto`.
         documents: JSON documents to save in each checkpoint, by name.
         observers: Called with each event, in order.
         measure: Returns more to record of the model, every `measure_every` steps of the config.
         resume_from: The checkpoint to go on from.
+        save: Writes a checkpoint, as `checkpoint.save` does.
     """
 
     def __init__(
@@ -67,21 +66,20 @@ class Trainer:
         run: Path,
         model: GPT,
         tokenizer: Tokenizer,
-        batches: Batches,
-        held_out: TokenSpan,
+        objective: Objective,
         config: TrainConfig,
         *,
         documents: Mapping[str, Mapping[str, Any]],
         observers: Sequence[Observer] = (),
         measure: Callable[[GPT], Mapping[str, Any]] | None = None,
         resume_from: Path | None = None,
+        save: Callable[..., None] = checkpoint.save,
     ) -> None:
         self.run, self.model, self.tokenizer = run, model, tokenizer
-        self.batches, self.held_out, self.config = batches, held_out, config
+        self.objective, self.config, self.save = objective, config, save
         self.documents, self.observers, self.measure = documents, observers, measure
         self.optimizers = build_optimizers(model, config.optimizer)
         self.dtype = getattr(torch, config.dtype)
-        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         self.log = MetricsLog(run)
         self.state = TrainerState(steps=config.steps)
         self.evaluation: Evaluation | None = None
@@ -111,6 +109,9 @@ class Trainer:
                     self._save()
                     self._evaluate()
                     self._spend(time.perf_counter() - began)
+                    if self._is_patience_over():
+                        self.state = replace(self.state, steps=self.state.step)
+                        break
                     if self._may_plan():
                         self._plan()
                 if stop.requested:
@@ -121,7 +122,8 @@ class Trainer:
         finished = self.state.step == self.state.steps
         if finished:
             self._measure()
-            self._evaluate()
+            if self.evaluation is None or self.state.evaluated_step != self.state.step:
+                self._evaluate()
         state = self.state
         return TrainingResult(
             state.step, finished, path, self.evaluation, state.best_step, state.best_loss
@@ -132,8 +134,8 @@ class Trainer:
             step=self.state.step,
             steps=self.state.steps,
             n_parameters=self.model.n_parameters(),
-            train_tokens=len(self.batches.span),
-            held_out_tokens=len(self.held_out),
+            train_tokens=self.objective.train_tokens,
+            held_out_tokens=self.objective.held_out_tokens,
             tokenizer=self.tokenizer.name,
             device=str(self.model.device),
             dtype=self.config.dtype,
@@ -143,11 +145,11 @@ class Trainer:
         state, began = self.state, time.perf_counter()
         factor = rate_factor(self.config.schedule, state.step, state.steps)
         set_learning_rate(self.optimizers, factor)
-        inputs, targets = (part.to(self.model.device) for part in self.batches.at(state.step))
-        gradient = self._gradient(inputs, targets)
+        rows = self.objective.at(state.step).to(self.model.device)
+        gradient = self._gradient(rows)
         apply_gradient(self.optimizers)
         seconds = time.perf_counter() - began
-        tokens_per_second = targets.numel() / seconds
+        tokens_per_second = rows.inputs.numel() / seconds
         self.state = replace(state, step=state.step + 1)
         self._spend(seconds)
         self.log.append(
@@ -167,16 +169,16 @@ class Trainer:
         steps = self.state.steps
         self._tell(Stepped(self.state.step, steps, gradient.loss, tokens_per_second, left))
 
-    def _gradient(self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Gradient:
+    def _gradient(self, rows: Rows) -> Gradient:
         random = random_state()
         try:
             gradient = compute_gradient(
                 self.model,
-                inputs,
-                targets,
-                micro_batch_size=self.config.micro_batch_size or len(inputs),
+                rows,
+                micro_batch_size=self.config.micro_batch_size or len(rows),
                 dtype=self.dtype,
                 max_grad_norm=self.config.optimizer.max_grad_norm,
+                loss=self.objective.loss,
             )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -185,10 +187,10 @@ class Trainer:
             raise ClearheadError(
                 f"out of memory at step {self.state.step}; everything is saved in {self._save()}: "
                 f"go on with --resume and a --micro-batch-size below "
-                f"{self.config.micro_batch_size or len(inputs)}, which keeps the effective batch"
+                f"{self.config.micro_batch_size or len(rows)}, which keeps the effective batch"
             ) from error
         if not gradient.finite:
-            where = first_non_finite(self.model, inputs, self.dtype)
+            where = first_non_finite(self.model, rows, self.objective.loss, self.dtype)
             whole = checkpoint.list_checkpoints(self.run)
             last = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint yet"
             raise ClearheadError(
@@ -207,25 +209,19 @@ class Trainer:
         return every > 0 and step - self.state.evaluated_step >= every
 
     def _evaluate(self) -> None:
-        size, length = self.config.batch_size, self.batches.context_length
-        limit = max(1, self.config.evaluation_tokens // (size * length))
-        batches = windows(self.held_out, length, size, limit)
-        self.evaluation = evaluate(self.model, batches, self.token_bytes, self.dtype)
-        self.state = replace(self.state, evaluated_step=self.state.step)
+        self.evaluation = self.objective.evaluate(self.model, self.dtype)
+        self.state = replace(self.state, evaluated_step=self.state.step, stale=self.state.stale + 1)
         loss = self.evaluation.loss
         is_best = self.state.best_loss is None or loss < self.state.best_loss
         if is_best:
-            self.state = replace(self.state, best_step=self.state.step, best_loss=loss)
+            self.state = replace(self.state, best_step=self.state.step, best_loss=loss, stale=0)
             checkpoint.mark_best(self.run, self.state.step, loss)
-        self.log.append(
-            {
-                "step": self.state.step,
-                "val_loss": loss,
-                "bits_per_byte": self.evaluation.bits_per_byte,
-            }
-        )
+        self.log.append({"step": self.state.step, **self.evaluation.document()})
         checkpoint.prune(self.run, self.config.keep_checkpoints, self.state.best_step)
         self._tell(Evaluated(self.state.step, self.evaluation, is_best))
+
+    def _is_patience_over(self) -> bool:
+        return self.config.patience is not None and self.state.stale >= self.config.patience
 
     def _measure(self) -> None:
         every, began = self.config.measure_every, time.perf_counter()
@@ -250,16 +246,12 @@ class Trainer:
         left = seconds - state.seconds
         a_step = median(self._recent_seconds)
         # A forward pass is a third of a step, and evaluations are forward passes.
-        tokens = min(self.config.evaluation_tokens, len(self.held_out))
-        an_evaluation = a_step / 3 * tokens / self._tokens_per_step()
+        an_evaluation = a_step / 3 * self.objective.evaluation_cost
         if every := self.config.evaluate_every:
             steps = (left - an_evaluation) / (a_step + an_evaluation / every)
         else:
             steps = (left - an_evaluation * _EVALUATIONS * left / seconds) / a_step
         self.state = replace(state, steps=state.step + max(1, int(steps)))
-
-    def _tokens_per_step(self) -> int:
-        return self.config.batch_size * self.batches.context_length
 
     def _seconds_left(self) -> float | None:
         if self.state.steps is None:
@@ -272,7 +264,7 @@ class Trainer:
             return path
         self.log.sync()
         random_tensors, random_document = random_state()
-        checkpoint.save(
+        self.save(
             path,
             self.model,
             self.tokenizer,

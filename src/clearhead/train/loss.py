@@ -7,14 +7,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
+from clearhead.data import IGNORED, Rows
+from clearhead.model import GPT
+
 _LOGITS_AT_ONCE = 2**25
 _LOGITS_IN_CACHE = 2**20
 _ROWS_AT_ONCE = 2**13
 
 
+def next_token_loss(model: GPT, rows: Rows) -> Float[Tensor, ""]:
+    """Return the loss of what the model should say after each token, summed, in nats."""
+    hidden = model.hidden(rows.inputs, documents=rows.documents)
+    return summed_loss(hidden, model.head.weight, rows.targets, rows.weights)
+
+
 def summed_loss(
-    hidden: Float[Tensor, "B T D"], unembedding: Float[Tensor, "V D"], targets: Int[Tensor, "B T"]
+    hidden: Float[Tensor, "B T D"],
+    unembedding: Float[Tensor, "V D"],
+    targets: Int[Tensor, "B T"],
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the cross entropy of `targets` under softmax(hidden · unembeddingᵀ), summed, in nats.
 
@@ -26,9 +37,13 @@ def summed_loss(
         hidden: The residual stream that the unembedding reads.
         unembedding: The head's weight.
         targets: The token that follows each position; `IGNORED` ones count nothing.
+        weights: How much each target counts; 1 by default.
     """
+    counts = (targets != IGNORED).to(torch.float32)
+    if weights is not None:
+        counts = counts * weights
     return _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1), unembedding, targets.flatten()
+        hidden.flatten(0, 1), unembedding, targets.flatten(), counts.flatten()
     )
 
 
@@ -39,6 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden: Float[Tensor, "N D"],
         unembedding: Float[Tensor, "V D"],
         targets: Int[Tensor, " N"],
+        counts: Float[Tensor, " N"],
     ) -> Float[Tensor, ""]:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
@@ -55,7 +71,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = hidden[start : start + chunk].to(dtype)  # [C, D]
             logits = part @ weight.T  # [C, V]
-            total += _loss_and_gradient(logits, targets[start : start + chunk], learn)
+            these = slice(start, start + chunk)
+            total += _loss_and_gradient(logits, targets[these], counts[these], learn)
             if grad_hidden is not None and grad_weight is not None:
                 grad_hidden[start : start + chunk] = logits @ weight
                 # Sliced, for adding bf16 to fp32 makes a copy in fp32 first.
@@ -68,13 +85,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Float[Tensor, ""]) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Float[Tensor, ""]) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None
+        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None
 
 
 def _loss_and_gradient(
-    logits: Float[Tensor, "C V"], targets: Int[Tensor, " C"], learn: bool
+    logits: Float[Tensor, "C V"],
+    targets: Int[Tensor, " C"],
+    weights: Float[Tensor, " C"],
+    learn: bool,
 ) -> Float[Tensor, ""]:
     """Sum the losses; where `learn` is set, turn the logits into the loss's gradient in place."""
     precise = torch.promote_types(logits.dtype, torch.float32)
@@ -84,8 +104,8 @@ def _loss_and_gradient(
         rows = max(1, _LOGITS_IN_CACHE // logits.shape[1])
     for start in range(0, len(logits), rows):
         some, wanted = logits[start : start + rows], targets[start : start + rows, None]
-        counts = wanted != IGNORED
-        wanted = wanted.where(counts, 0)
+        counts = weights[start : start + rows, None]
+        wanted = wanted.where(wanted != IGNORED, 0)
         log_probabilities = torch.log_softmax(some.to(precise), dim=-1)
         total -= (log_probabilities.gather(1, wanted) * counts).sum()
         if learn:

@@ -49,31 +49,31 @@ class MetricsLog:
                 file.write((json.dumps(record) + "\n").encode())
 
 
-def plot_metrics(run: Path) -> Path:
+def plot_metrics(run: Path, unit: str = "nats a token") -> Path:
     """Draw `RUN/loss.png` from `RUN/metrics.jsonl`: training and validation loss by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     records = MetricsLog(run).read()
     training = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    held_out = [(r["step"], r["val_loss"], r["bits_per_byte"]) for r in records if "val_loss" in r]
+    held_out = [r for r in records if "val_loss" in r]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if training:
         axes.plot(*zip(*training, strict=True), color="#9ecae1", linewidth=1, label="training")
     if held_out:
-        steps, losses, bits = zip(*held_out, strict=True)
-        axes.plot(steps, losses, "o-", color="#d95f02", markersize=4, label="held-out text")
+        steps, losses = [r["step"] for r in held_out], [r["val_loss"] for r in held_out]
+        axes.plot(steps, losses, "o-", color="#d95f02", markersize=4, label="held out")
         axes.annotate(
-            f"{losses[-1]:.3f} nats a token\n{bits[-1]:.3f} bits a byte",
+            _measured(held_out[-1], unit),
             (steps[-1], losses[-1]),
             xytext=(0, 18),
             textcoords="offset points",
             ha="right",
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel(f"loss ({unit})")
     axes.set_title(f"{run.name}: loss over the run")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -83,3 +83,12 @@ def plot_metrics(run: Path) -> Path:
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path
+
+
+def _measured(record: Mapping[str, Any], unit: str) -> str:
+    lines = [f"{record['val_loss']:.3f} {unit}"]
+    if "bits_per_byte" in record:
+        lines.append(f"{record['bits_per_byte']:.3f} bits a byte")
+    if "accuracy" in record:
+        lines.append(f"{record['accuracy']:.1%} right")
+    return "\n".join(lines)

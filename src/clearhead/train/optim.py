@@ -47,12 +47,15 @@ class OptimizerConfig:
 
 
 def build_optimizers(model: GPT, config: OptimizerConfig) -> list[Optimizer]:
-    """Make the optimisers for all weights of `model`; each group's `full_lr` is its full rate.
+    """Make the optimisers for all weights of `model` that are to be learnt.
+
+    Each group's `full_lr` is its full rate.
 
     Source: AdamW, Loshchilov & Hutter 2019; Muon, Jordan et al. 2024.
     """
-    matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2}
-    vectors = [p for p in model.parameters() if p.ndim != 2]
+    learnt = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    matrices = {n: p for n, p in learnt.items() if p.ndim == 2}
+    vectors = [p for p in learnt.values() if p.ndim != 2]
     hidden: list[nn.Parameter] = []
     if config.kind == "muon":
         hidden = [matrices.pop(n) for n in list(matrices) if n.startswith("blocks.")]

@@ -24,6 +24,8 @@ class TrainerState:
     """The evaluated step with the lowest validation loss so far."""
     best_loss: float | None = None
     """The validation loss at `best_step`, in nats a token."""
+    stale: int = 0
+    """Evaluations since then."""
     seconds: float = 0.0
     """Time spent in training so far."""
 

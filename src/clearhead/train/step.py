@@ -1,16 +1,19 @@
 """One step of training: the gradient of a whole batch, then one update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clearhead.data import Rows
 from clearhead.model import GPT
-from clearhead.train.loss import IGNORED, summed_loss
+from clearhead.train.loss import next_token_loss
+
+Loss = Callable[[GPT, Rows], Tensor]
+"""Returns the loss of some rows, summed over all that is to be learnt there."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Gradient:
     """What is known of a batch's gradient, which itself lies in the parameters' `grad`."""
 
     loss: float
-    """Mean loss of the whole batch, in nats a token."""
+    """Mean loss of the whole batch, in nats a token, or whatever the rows count."""
     norm: float
     """Norm of the whole gradient before it was shortened."""
     finite: bool
@@ -34,32 +37,31 @@ def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManage
 
 def compute_gradient(
     model: GPT,
-    inputs: Int[Tensor, "B T"],
-    targets: Int[Tensor, "B T"],
+    rows: Rows,
     *,
     micro_batch_size: int,
     dtype: torch.dtype,
     max_grad_norm: float,
+    loss: Loss = next_token_loss,
 ) -> Gradient:
-    """Compute the gradient of the loss averaged over all tokens of the effective batch.
+    """Compute the gradient of the loss averaged over all that the effective batch has to teach.
 
     Args:
         model: The model, in training mode, with no gradient yet.
-        inputs: The effective batch, computed `micro_batch_size` rows at a time.
-        targets: The token after each of `inputs`; `IGNORED` where nothing is to be learnt.
+        rows: The effective batch, on the model's device.
         micro_batch_size: Rows that go through the model at once.
         dtype: What the matrix products are computed in.
         max_grad_norm: The gradient is shortened to this norm; 0 leaves it.
+        loss: What is to become small.
     """
-    n_tokens = (targets != IGNORED).sum().clamp(min=1)
-    mean_loss = torch.zeros((), device=inputs.device)
-    for start in range(0, len(inputs), micro_batch_size):
-        rows = slice(start, start + micro_batch_size)
-        with precision(inputs.device, dtype):
-            loss = summed_loss(model.hidden(inputs[rows]), model.head.weight, targets[rows])
-        loss = loss / n_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        mean_loss += loss.detach()
+    total = rows.total() or 1.0
+    mean_loss = torch.zeros((), device=rows.inputs.device)
+    for start in range(0, len(rows), micro_batch_size):
+        with precision(rows.inputs.device, dtype):
+            summed = loss(model, rows.part(start, start + micro_batch_size))
+        mean = summed / total
+        mean.backward()  # type: ignore[no-untyped-call]
+        mean_loss += mean.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or torch.inf)
     finite = bool((mean_loss.isfinite() & norm.isfinite()).item())
     return Gradient(mean_loss.item(), norm.item(), finite)

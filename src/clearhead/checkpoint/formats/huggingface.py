@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -53,6 +54,8 @@ TABLE = Table(
     ),
     transposed=True,
 )
+_CLASSIFIER = "GPT2ForSequenceClassification"
+_CLASSIFIER_TABLE = replace(TABLE, outside=(*TABLE.outside[:-1], ("head.weight", "score.weight")))
 _CONFIG = {  # theirs: ours
     "vocab_size": "vocab_size",
     "n_positions": "context_length",
@@ -63,6 +66,7 @@ _CONFIG = {  # theirs: ours
     "tie_word_embeddings": "tied_head",
 }
 _OWN = ("qkv_bias", "bias")  # theirs has no such options; written where they are off
+_HEADS = ("lm_head.weight", "score.weight")
 _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 _FIXED: dict[str, tuple[Any, ...]] = {  # what would make it another architecture: the values we are
     "model_type": ("gpt2",),
@@ -77,7 +81,7 @@ _STORED = ("F32", "F16", "BF16")
 def config_to_json(config: GPTConfig, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
     """Return the content of config.json; biases that we leave out are told by keys of our own."""
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        **_kind(config, end_of_text),
         **{key: allowed[0] for key, allowed in _FIXED.items()},
         **{theirs: getattr(config, ours) for theirs, ours in _CONFIG.items()},
         "activation_function": "gelu" if config.exact_gelu else "gelu_new",
@@ -87,6 +91,31 @@ def config_to_json(config: GPTConfig, dtype: torch.dtype, end_of_text: int) -> d
         "eos_token_id": end_of_text,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def _kind(config: GPTConfig, end_of_text: int) -> dict[str, Any]:
+    """Return the keys that say what the head is for."""
+    if not config.labels:
+        return {"architectures": ["GPT2LMHeadModel"]}
+    return {
+        "architectures": [_CLASSIFIER],
+        "id2label": {str(number): label for number, label in enumerate(config.labels)},
+        "label2id": {label: number for number, label in enumerate(config.labels)},
+        "pad_token_id": end_of_text,  # the last token that is not this one is judged by
+        "problem_type": "single_label_classification",
+    }
+
+
+def _labels(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return what a classifier's head tells apart; nothing for a language model."""
+    architectures = values.get("architectures")
+    if not isinstance(architectures, list) or _CLASSIFIER not in architectures:
+        return ()
+    named = values.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    ids = [str(number) for number in range(len(named))] if isinstance(named, dict) else []
+    if not ids or any(type(named.get(one)) is not str for one in ids):
+        raise ClearheadError(f"{where}: id2label must name the labels 0, 1, …")
+    return tuple(named[one] for one in ids)
 
 
 def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
@@ -121,6 +150,8 @@ def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
             f"{', '.join(_EXACT_GELU)} only"
         )
     given["exact_gelu"] = _EXACT_GELU[activation]
+    if labels := _labels(values, where):
+        given |= {"labels": labels, "tied_head": False}
     config = from_dict(GPTConfig, given, where)
     inner = values.get("n_inner")
     if inner not in (None, 4 * config.d_model):
@@ -152,7 +183,7 @@ def open_huggingface(
         files, header, read = _open_weights(path, stack)
         is_bare = "transformer.wte.weight" not in header and "wte.weight" in header
         names = {
-            (_PREFIX + name if is_bare and name != "lm_head.weight" else name): name
+            (_PREFIX + name if is_bare and name not in _HEADS else name): name
             for name in header
             if not _is_mask(name)
         }
@@ -164,7 +195,7 @@ def open_huggingface(
             notes.append("the head stored apart, equal to the token embedding")
         source = TableSource(
             path,
-            TABLE,
+            _table(config),
             config,
             {name: header[stored] for name, stored in names.items()},
             lambda name: read(names[name]),
@@ -195,7 +226,7 @@ def write_huggingface(
         OSError: A file cannot be written.
     """
     dtype = dtype or source.dtype
-    weights = {weight.theirs[0]: weight for weight in TABLE.weights(source.config)}
+    weights = {weight.theirs[0]: weight for weight in _table(source.config).weights(source.config)}
     stored = Entry.of(torch.empty(0, dtype=dtype)).dtype
     header = {name: Entry(stored, weight.shape) for name, weight in weights.items()}
     end_of_text = tokenizer.end_of_text
@@ -206,6 +237,10 @@ def write_huggingface(
     )
     write_tensors(folder / WEIGHTS, header, lambda name: parts(source, weights[name], dtype)[0])
     save_tokenizer(tokenizer, folder)
+
+
+def _table(config: GPTConfig) -> Table:
+    return _CLASSIFIER_TABLE if config.labels else TABLE
 
 
 def _tokenizer(path: Path, config: GPTConfig) -> Tokenizer | None:

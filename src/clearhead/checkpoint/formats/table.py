@@ -12,7 +12,7 @@ _OUTSIDE = {
     "position_embedding.weight": "T D",
     "norm.weight": "D",
     "norm.bias": "D",
-    "head.weight": "V D",
+    "head.weight": "O D",
 }
 _IN_BLOCK = {
     "norm_1.weight": "D",
@@ -125,4 +125,5 @@ def _is_absent(ours: str, config: GPTConfig) -> bool:
 def _sizes(config: GPTConfig) -> dict[str, int]:
     d_model = config.d_model
     sizes = {"V": config.vocab_size, "T": config.context_length, "D": d_model}
+    sizes["O"] = config.n_outputs
     return sizes | {"3D": 3 * d_model, "4D": 4 * d_model}
