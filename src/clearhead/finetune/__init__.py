@@ -1,5 +1,29 @@
 """Fine-tuning: a data set, a loss and a transform each; the loop is train's."""
 
+from clearhead.finetune.instruct import Answers, Example, encode_conversation, messages_of
+from clearhead.finetune.preference import (
+    Pairs,
+    PreferenceLoss,
+    Preferences,
+    answer_log_probabilities,
+    encode_pair,
+    pair_of,
+)
 from clearhead.finetune.table import Examples, Row, read_examples, text_of
 
-__all__ = ["Examples", "Row", "read_examples", "text_of"]
+__all__ = [
+    "Answers",
+    "Example",
+    "Examples",
+    "Pairs",
+    "PreferenceLoss",
+    "Preferences",
+    "Row",
+    "answer_log_probabilities",
+    "encode_conversation",
+    "encode_pair",
+    "messages_of",
+    "pair_of",
+    "read_examples",
+    "text_of",
+]

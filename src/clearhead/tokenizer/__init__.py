@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from clearhead.tokenizer.base import END_OF_TEXT, Tokenizer
+from clearhead.tokenizer.chat import CHAT_TEMPLATE, Message, render_chat
 from clearhead.tokenizer.folder import build_tokenizer, load_tokenizer, save_tokenizer
 from clearhead.tokenizer.show import TokenView, show_tokens
 
@@ -10,11 +11,14 @@ if TYPE_CHECKING:
     from clearhead.tokenizer.text import text_to_token_ids, token_ids_to_text
 
 __all__ = [
+    "CHAT_TEMPLATE",
     "END_OF_TEXT",
+    "Message",
     "TokenView",
     "Tokenizer",
     "build_tokenizer",
     "load_tokenizer",
+    "render_chat",
     "save_tokenizer",
     "show_tokens",
     "text_to_token_ids",

@@ -42,6 +42,8 @@ class Tokenizer(ABC):
     def __init__(self, name: str, pieces: Sequence[bytes], end_of_text: int, json: str) -> None:
         self.name = name
         self.end_of_text = end_of_text
+        self.chat_template: str | None = None
+        """How conversations become text, in Jinja, for a model that learnt to answer."""
         self._pieces = list(pieces)
         self._json = json
 

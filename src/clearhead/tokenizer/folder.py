@@ -20,6 +20,7 @@ from clearhead.tokenizer.learnt import (
 from clearhead.tokenizer.reading import TokenizerFile, read_tokenizer_file
 
 _LARGEST = 100 * 2**20
+_LARGEST_SETTINGS = 16 * 2**20
 _GPT2 = "caca9045a4e575025978fb8f7fc6989e66e39f1fbd72ed4d0a49dc9dbc3b8869"
 
 
@@ -67,6 +68,7 @@ def save_tokenizer(
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
+        **({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}),
         **({} if context_length is None else {"model_max_length": context_length}),
     }
     for name, content in {
@@ -87,13 +89,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         if path.stat().st_size > _LARGEST:
             raise ClearheadError(f"{path} is larger than {_LARGEST >> 20} MiB: no tokenizer")
-        return _tokenizer(read_tokenizer_file(path.read_bytes().decode()))
+        tokenizer = _tokenizer(read_tokenizer_file(path.read_bytes().decode()))
+        tokenizer.chat_template = _chat_template(path.with_name("tokenizer_config.json"))
+        return tokenizer
     except OSError as error:
         raise ClearheadError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ClearheadError(
             f"{path} is damaged, or of a kind that clearhead does not read: {error}"
         ) from error
+
+
+def _chat_template(path: Path) -> str | None:
+    """Return the template that stands in tokenizer_config.json, or in a file of its own."""
+    alone = path.with_name("chat_template.jinja")
+    for place in (alone, path):
+        if place.exists() and place.stat().st_size > _LARGEST_SETTINGS:
+            raise ClearheadError(f"{place} is larger than {_LARGEST_SETTINGS >> 20} MiB")
+    if alone.exists():
+        return alone.read_text(encoding="utf-8")
+    settings = json.loads(path.read_bytes()) if path.exists() else {}
+    template = settings.get("chat_template") if isinstance(settings, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def _tokenizer(file: TokenizerFile) -> Tokenizer:
