@@ -1,7 +1,14 @@
 """A checkpoint is a Hugging Face folder; what only we need lies in its subfolder clearhead/."""
 
 from clearhead.checkpoint.checksums import verify
-from clearhead.checkpoint.folder import load, load_document, load_model, load_tensors, save
+from clearhead.checkpoint.folder import (
+    load,
+    load_document,
+    load_model,
+    load_tensors,
+    replace_document,
+    save,
+)
 from clearhead.checkpoint.info import CheckpointInfo, describe
 from clearhead.checkpoint.runs import (
     Best,
@@ -29,6 +36,7 @@ __all__ = [
     "prune",
     "read_best",
     "remove_leftovers",
+    "replace_document",
     "resolve",
     "save",
     "step_of",

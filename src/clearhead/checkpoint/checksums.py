@@ -64,6 +64,17 @@ def seal(folder: Path) -> None:
     fsync_dir(folder)
 
 
+def replace_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON file of a sealed checkpoint anew; after a crash in between it is not listed."""
+    path = folder / name
+    sums = {key: {"bytes": n, "sha256": digest} for key, (n, digest) in _read_sums(folder).items()}
+    sums.pop(name, None)
+    write_json(folder / CHECKSUMS, {"files": sums})
+    write_json(path, value)
+    sums[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(folder / CHECKSUMS, {"files": dict(sorted(sums.items()))})
+
+
 def is_sealed(folder: Path) -> bool:
     """Say whether the folder is of our making; another's has no checksums to verify."""
     return (folder / OWN).is_dir()

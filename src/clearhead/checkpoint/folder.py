@@ -128,6 +128,16 @@ def load_document(folder: Path, name: str) -> dict[str, Any]:
     return read_json(folder / OWN / f"{name}.json")
 
 
+def replace_document(folder: Path, name: str, document: Mapping[str, Any]) -> None:
+    """Save a document of a checkpoint anew, atomically.
+
+    Raises:
+        ClearheadError: The checkpoint is not of our making, or damaged.
+    """
+    _check_names([name])
+    checksums.replace_json(folder, f"{OWN}/{name}.json", document)
+
+
 def _write(
     folder: Path,
     model: GPT,

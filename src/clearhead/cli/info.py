@@ -11,8 +11,10 @@ from clearhead import checkpoint
 from clearhead.checkpoint import Best, CheckpointInfo
 from clearhead.checkpoint.checksums import is_sealed
 from clearhead.cli import show
+from clearhead.cli.finetune import stage_rows
 from clearhead.cli.parse import Flag, parse
 from clearhead.errors import ClearheadError
+from clearhead.recipes.ledger import read_ledger
 from clearhead.train import MetricsLog
 
 _MISTAKE = 2
@@ -34,6 +36,7 @@ def info(arguments: Sequence[str], prog: str) -> int:
     described = checkpoint.describe(parsed.directory)
     damage = _damage(described.path)
     run = _run(parsed.directory) if described.path != parsed.directory else None
+    stages = read_ledger(described.path)
     best = checkpoint.read_best(parsed.directory) if run else _best_before(described)
     report: dict[str, Any] = {
         "checkpoint": str(described.path),
@@ -45,12 +48,16 @@ def info(arguments: Sequence[str], prog: str) -> int:
         "best": asdict(best) if best else None,
         "files": described.files,
         "checksums": damage if damage else "hold" if is_sealed(described.path) else "none",
+        "stages": [asdict(stage) for stage in stages],
         "run": run,
     }
     if parsed.json:
         show.as_json(report)
     else:
         _show(report, described)
+        if stages:
+            columns = ("stage", "data", "started from", "steps", "held out", "plain text")
+            show.table("stages", columns, stage_rows(stages))
     if damage:
         show.error(damage)
     return _MISTAKE if damage else 0
@@ -111,8 +118,10 @@ def _show_run(run: dict[str, Any]) -> None:
     last, measured = run["last_step"], run["last_evaluation"]
     evaluation, step = None, None
     if measured:
-        bits = f"{measured['bits_per_byte']:.4f} bits a byte"
-        evaluation = f"step {measured['step']}, {_nats(measured)}, {bits}"
+        bits = measured.get("bits_per_byte")
+        told = [f"step {measured['step']}", f"{measured['val_loss']:.4f}"]
+        told += [] if bits is None else [f"{bits:.4f} bits a byte"]
+        evaluation = ", ".join(told)
     if last:
         speed = f"{last['tokens_per_second']:,.0f} tokens/s"
         step = f"step {last['step']}, loss {last['loss']:.4f}, {speed}"

@@ -43,6 +43,18 @@ VERBS = {
     "generate": Verb(
         "generate", "generate", "DIR --prompt TEXT", "continue a text with a trained model"
     ),
+    "finetune instruct": Verb(
+        "finetune",
+        "instruct",
+        "DIR --data FILE --out DIR",
+        "teach a model to answer, from instructions or chats",
+    ),
+    "finetune prefer": Verb(
+        "finetune",
+        "prefer",
+        "DIR --data FILE --out DIR",
+        "teach a model which of two answers is better",
+    ),
     "data prepare": Verb(
         "data",
         "prepare",

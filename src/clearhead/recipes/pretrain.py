@@ -1,13 +1,9 @@
 """From sources of text to a trained model in a run folder."""
 
-import json
-import shutil
-import sys
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
-from platform import platform, python_version
 from typing import Any
 
 import torch
@@ -22,9 +18,10 @@ from clearhead.data import (
     split,
 )
 from clearhead.errors import ClearheadError
-from clearhead.files import atomic_write
 from clearhead.lens import HEAD_SCORES, attention_scores
 from clearhead.model import GPT, GPTConfig, preset
+from clearhead.recipes.ledger import LEDGER, Stage, as_document, finish
+from clearhead.recipes.run_folder import claim, write_run
 from clearhead.recipes.tokenize import train_tokenizer
 from clearhead.tokenizer import Tokenizer, load_tokenizer
 from clearhead.train import (
@@ -34,23 +31,13 @@ from clearhead.train import (
     TrainConfig,
     Trainer,
     TrainingResult,
-    faster_dtype,
     keep_freed_memory,
     plot_metrics,
     resolve_device,
+    resolve_dtype,
 )
 
-_MAY_CHANGE_ON_RESUME = {
-    "out",
-    "evaluate_every",
-    "evaluation_tokens",
-    "patience",
-    "keep_checkpoints",
-    "measure_every",
-    "micro_batch_size",
-}
 _PREPARED = ("data", "val_data")
-_PACKAGES = ("clearhead", "torch", "numpy", "tokenizers", "tiktoken", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -161,7 +148,7 @@ def pretrain(
         raise ClearheadError("how long to train is not said; give steps or minutes")
     keep_freed_memory()
     run = settings.out
-    _claim(run, settings, resume)
+    claim(run, settings, resume, prepared=_PREPARED)
     dataset, tokenizer = _corpus(settings, settings.data, run / _PREPARED[0], None, on_prepare)
     if settings.val_data:
         place = run / _PREPARED[1]
@@ -173,78 +160,53 @@ def pretrain(
     settings = _resolve(settings, tokenizer)
     length = settings.model.context_length
     batches = Batches(train_part, settings.batch_size, length, settings.seed)
-    _write_run(run, settings)
+    write_run(run, settings)
     newest = checkpoint.list_checkpoints(run)[-1:]
     torch.manual_seed(settings.seed)
     model = checkpoint.load_model(newest[0]) if newest else GPT(settings.model)
+    stage = Stage(
+        kind="pretrain",
+        started_from=None,
+        data=[_described(settings.data, dataset)],
+        config=config.to_dict(settings),
+    )
+    objective = NextToken(batches, val_part, tokenizer, settings)
     trainer = Trainer(
         run,
         model.to(settings.device),
         tokenizer,
-        NextToken(batches, val_part, tokenizer, settings),
+        objective,
         settings,
-        documents={"run": config.to_dict(settings)},
+        documents={"run": config.to_dict(settings), LEDGER: as_document([stage])},
         observers=observers,
         measure=_head_scores,
         resume_from=newest[0] if newest else None,
     )
     try:
-        return trainer.train()
+        result = trainer.train()
     finally:
         plot_metrics(run)
+    if result.finished and result.evaluation:
+        finish(result.checkpoint, result.evaluation, None, result.step)
+    return result
+
+
+def _described(sources: Sequence[str], dataset: TokenDataset) -> dict[str, Any]:
+    """Return what the ledger says of a corpus."""
+    manifest = dataset.manifest
+    shards = "".join(shard.sha256 for shard in manifest.shards)
+    return {
+        "name": ", ".join(sources),
+        "sha256": hashlib.sha256(shards.encode()).hexdigest(),
+        "rows": manifest.documents,
+        "tokens": manifest.tokens,
+    }
 
 
 def _head_scores(model: GPT) -> dict[str, Any]:
     """Return what each head looks for [L, H], for the record of a run."""
     found = attention_scores(model)
     return {name: getattr(found, name).tolist() for name in HEAD_SCORES}
-
-
-def _claim(run: Path, settings: PretrainConfig, resume: bool) -> None:
-    """Make the run's folder ours, or say why it cannot be."""
-    stored = run / "config.toml"
-    try:
-        if not stored.exists() and run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise ClearheadError(f"{run} exists and is no run of clearhead; choose another --out")
-        changed: list[str] = []
-        if stored.exists():
-            before = config.to_dict(config.load(PretrainConfig, stored))
-            changed = _changes(before, config.to_dict(settings))
-        if (run / "checkpoints").exists():
-            _check_same_run(run, changed, resume)
-            return
-        for name in _PREPARED if changed else ():
-            shutil.rmtree(run / name, ignore_errors=True)
-        run.mkdir(parents=True, exist_ok=True)
-        config.write_toml(stored, settings)
-    except OSError as error:
-        raise ClearheadError(f"cannot make the run's folder {run}: {error.strerror}") from error
-
-
-def _check_same_run(run: Path, changed: list[str], resume: bool) -> None:
-    if not resume:
-        raise ClearheadError(
-            f"{run} holds another run; go on with it by --resume, or choose another --out"
-        )
-    if changed:
-        raise ClearheadError(
-            f"the run in {run} was begun with other settings: {', '.join(changed)}; "
-            "leave them as they were, or choose another --out"
-        )
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Say which settings differ; `auto` fits whatever it was resolved to."""
-    changed = []
-    for key, value in now.items():
-        old, name = before[key], prefix + key
-        if name == "model.vocab_size":
-            continue  # it follows the tokenizer
-        if isinstance(value, Mapping):
-            changed += _changes(old, value, f"{name}.")
-        elif old != value and "auto" not in (old, value) and name not in _MAY_CHANGE_ON_RESUME:
-            changed.append(f"{name} was {old}, not {value}")
-    return changed
 
 
 def _corpus(
@@ -297,31 +259,14 @@ def _tokenizer_name(settings: PretrainConfig) -> str:
 def _resolve(settings: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
     """Return the settings with what was `auto` decided."""
     device = resolve_device(settings.device)
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if faster_dtype(device) == torch.bfloat16 else "float32"
     name = tokenizer.name if settings.tokenizer == "auto" else settings.tokenizer
     return replace(
         settings,
         device=str(device),
-        dtype=dtype,
+        dtype=resolve_dtype(settings.dtype, device),
         tokenizer=name,
         model=replace(settings.model, vocab_size=tokenizer.vocab_size),
     )
-
-
-def _write_run(run: Path, settings: PretrainConfig) -> None:
-    """Write down what the run is made of: its full config, and what it runs on."""
-    config.write_toml(run / "config.toml", settings)
-    environment = {
-        "command": sys.argv,
-        "python": python_version(),
-        "platform": platform(),
-        "packages": {name: version(name) for name in _PACKAGES},
-        "threads": torch.get_num_threads(),
-    }
-    with atomic_write(run / "environment.json") as file:
-        file.write(json.dumps(environment, indent=2).encode())
 
 
 def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

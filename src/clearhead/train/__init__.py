@@ -13,7 +13,7 @@ from clearhead.train.events import (
 )
 from clearhead.train.loop import Trainer
 from clearhead.train.loss import next_token_loss, summed_loss
-from clearhead.train.machine import faster_dtype, keep_freed_memory, resolve_device
+from clearhead.train.machine import faster_dtype, keep_freed_memory, resolve_device, resolve_dtype
 from clearhead.train.metrics import MetricsLog, plot_metrics
 from clearhead.train.objective import NextToken, Objective
 from clearhead.train.optim import OptimizerConfig, build_optimizers
@@ -50,5 +50,6 @@ __all__ = [
     "plot_metrics",
     "rate_factor",
     "resolve_device",
+    "resolve_dtype",
     "summed_loss",
 ]

@@ -3,10 +3,12 @@
 import ctypes
 import sys
 import time
+from typing import Literal
 
 import torch
 
 from clearhead.errors import ClearheadError
+from clearhead.model.linear import linear
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -43,10 +45,17 @@ def faster_dtype(device: torch.device) -> torch.dtype:
     return min(best, key=lambda dtype: best[dtype])
 
 
+def resolve_dtype(name: str, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return the type that matrix products are computed in; `auto` is the faster one."""
+    if name == "auto":
+        return "bfloat16" if faster_dtype(device) == torch.bfloat16 else "float32"
+    return "bfloat16" if name == "bfloat16" else "float32"
+
+
 def _product_seconds(dtype: torch.dtype) -> float:
     left, right = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     began = time.perf_counter()
-    left @ right
+    linear(left, right)
     return time.perf_counter() - began
 
 

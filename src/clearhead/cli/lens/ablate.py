@@ -27,8 +27,9 @@ from clearhead.lens import (
     single_heads,
 )
 from clearhead.model import GPT
-from clearhead.recipes.lens import AblationLog, describe_ablation, parse_heads, read_texts
+from clearhead.recipes.lens import AblationLog, describe_ablation, parse_heads
 from clearhead.recipes.load import load
+from clearhead.recipes.texts import read_texts
 from clearhead.train import keep_freed_memory
 
 LENGTH = 256
