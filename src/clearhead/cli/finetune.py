@@ -14,6 +14,7 @@ from rich.text import Text
 from clearhead import checkpoint
 from clearhead.cli import show
 from clearhead.cli.parse import Flag, parse
+from clearhead.cli.stages import change
 from clearhead.cli.tensorboard import TensorBoard
 from clearhead.cli.watch import Watch
 from clearhead.data import IGNORED
@@ -24,7 +25,7 @@ from clearhead.recipes.finetune import (
     finetune,
     prepare_task,
 )
-from clearhead.recipes.ledger import Stage, read_ledger
+from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.run_folder import load_settings
 from clearhead.tokenizer import Tokenizer
 from clearhead.train import TrainingResult
@@ -207,34 +208,3 @@ def _show(report: dict[str, Any]) -> None:
             "metrics": report["metrics"],
         }
     )
-
-
-def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str | None:
-    """Say how an evaluation changed over a stage."""
-    if before is None or after is None:
-        return None
-    words = f"{before['val_loss']:.4f} to {after['val_loss']:.4f} {after['unit']}"
-    if "accuracy" in before and "accuracy" in after:
-        words += f", {before['accuracy']:.1%} to {after['accuracy']:.1%} right"
-    return words
-
-
-def stage_rows(stages: Sequence[Stage]) -> list[tuple[object, ...]]:
-    """Return a table's rows of what a model went through."""
-    return [
-        (
-            stage.kind,
-            ", ".join(f"{one['name']} ({one['rows']:,} rows)" for one in stage.data),
-            "random weights" if stage.started_from is None else stage.started_from["path"],
-            "–" if stage.steps is None else stage.steps,
-            change(stage.before, stage.after) or _end(stage),
-            change(stage.text_before, stage.text_after) or "–",
-        )
-        for stage in stages
-    ]
-
-
-def _end(stage: Stage) -> str:
-    if stage.after is None:
-        return "not ended"
-    return f"{stage.after['val_loss']:.4f} {stage.after['unit']}"

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from clearhead.cli import show
 from clearhead.cli.parse import Flag, parse, text
 from clearhead.engine import SamplingConfig
-from clearhead.recipes.generate import Completion
+from clearhead.recipes.generate import Completion, question
 from clearhead.recipes.generate import generate as continue_text
 from clearhead.recipes.load import load
 
@@ -24,6 +24,8 @@ class Arguments:
     """A checkpoint, or the folder of a run: then its newest checkpoint."""
     prompt: str = ""
     """The text to continue; without one, a new document begins."""
+    ask: str | None = None
+    """A question to a model that was taught to answer, in place of a prompt."""
     tokens: int = SamplingConfig.max_new_tokens
     """The most tokens to generate."""
     temperature: float = SamplingConfig.temperature
@@ -68,9 +70,12 @@ def generate(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     parsed = parse(Arguments, arguments, prog)
     sampling, live = parsed.sampling(), parsed.samples == 1 and not parsed.json
+    show.one_of(("prompt", "ask"), {"prompt": parsed.prompt or None, "ask": parsed.ask})
     prompt = text(parsed.prompt, "--prompt")
     which: Literal["best", "newest"] = "best" if parsed.best else "newest"
     model, tokenizer = load(parsed.directory, which=which, device=parsed.device)
+    if parsed.ask is not None:
+        prompt = question(tokenizer, text(parsed.ask, "--ask"))
     completions = continue_text(
         model,
         tokenizer,

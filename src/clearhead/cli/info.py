@@ -11,8 +11,8 @@ from clearhead import checkpoint
 from clearhead.checkpoint import Best, CheckpointInfo
 from clearhead.checkpoint.checksums import is_sealed
 from clearhead.cli import show
-from clearhead.cli.finetune import stage_rows
 from clearhead.cli.parse import Flag, parse
+from clearhead.cli.stages import stage_lines
 from clearhead.errors import ClearheadError
 from clearhead.recipes.ledger import read_ledger
 from clearhead.train import MetricsLog
@@ -55,9 +55,8 @@ def info(arguments: Sequence[str], prog: str) -> int:
         show.as_json(report)
     else:
         _show(report, described)
-        if stages:
-            columns = ("stage", "data", "started from", "steps", "held out", "plain text")
-            show.table("stages", columns, stage_rows(stages))
+        for words in stage_lines(stages):
+            show.line(show.result(), words)
     if damage:
         show.error(damage)
     return _MISTAKE if damage else 0
