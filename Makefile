@@ -28,6 +28,7 @@ lint: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/scripts/reference.py
+	$(BIN)/python docs/scripts/figures.py
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev.stamp
@@ -36,6 +37,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/train_step.py $(PEER)
 	$(BIN)/python benchmarks/prepare.py --data $(CORPUS)
 	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/lens.py
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -1,9 +1,10 @@
 """What looking costs, on gpt2-124m's shape at T = 1024: ours beside TransformerLens.
 
 Every measure runs in a process of its own, on the same random weights and tokens. Times are told in
-forward passes of the same model in the same process, logits of all positions included. Memory is
-the peak beyond what the loaded model takes. TransformerLens ablates three heads, by running the
-whole model with a hook on each; the time for all 144 is that times 48.
+forward passes of the same model in the same process, logits of all positions included; `base` is
+the time of what the measure runs of the model. Memory is the peak beyond what the loaded model
+takes. TransformerLens ablates three heads, by running the whole model with a hook on each; the time
+for all 144 is that times 48.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def tokens() -> torch.Tensor:
     return torch.randint(50257, (1, LENGTH), generator=generator)
 
 
-def ours() -> tuple[Run, dict[str, Run]]:
+def ours() -> tuple[Run, Run, dict[str, Run]]:
     from clearhead import lens
     from clearhead.model import GPT, preset
     from clearhead.train import keep_freed_memory
@@ -44,14 +45,18 @@ def ours() -> tuple[Run, dict[str, Run]]:
             model(ids)
         return seen
 
-    return lambda: model(ids), {
-        "taps on z": tapped,
-        "shares and strengths": lambda: lens.head_contributions(model, ids),
-        "mean-ablation": lambda: lens.ablate_heads(model, ids),
-    }
+    return (
+        lambda: model(ids),
+        lambda: model.hidden(ids),
+        {
+            "taps on z": tapped,
+            "shares and strengths": lambda: lens.head_contributions(model, ids),
+            "mean-ablation": lambda: lens.ablate_heads(model, ids),
+        },
+    )
 
 
-def transformer_lens() -> tuple[Run, dict[str, Run]]:
+def transformer_lens() -> tuple[Run, Run, dict[str, Run]]:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -91,11 +96,15 @@ def transformer_lens() -> tuple[Run, dict[str, Run]]:
             )
         return losses
 
-    return lambda: model(ids), {
-        "taps on z": tapped,
-        "shares and strengths": shares,
-        "mean-ablation": ablate,
-    }
+    return (
+        lambda: model(ids),
+        lambda: model(ids),
+        {
+            "taps on z": tapped,
+            "shares and strengths": shares,
+            "mean-ablation": ablate,
+        },
+    )
 
 
 CONTESTANTS = {"clearhead": ours, "TransformerLens": transformer_lens}
@@ -104,7 +113,8 @@ MEASURES = ("taps on z", "shares and strengths", "mean-ablation")
 
 @torch.no_grad()
 def measure(who: str, what: str) -> dict[str, float]:
-    forward, measures = CONTESTANTS[who]()
+    forward, stream, measures = CONTESTANTS[who]()
+    base = stream if what == "shares and strengths" else forward
     run = measures[what]
     before = _resident(peak=True)
     if what == "mean-ablation":
@@ -114,13 +124,17 @@ def measure(who: str, what: str) -> dict[str, float]:
         peak = _resident(peak=False)
         forward()
         forwards = statistics.median(_timed(forward) for _ in range(5))
+        based = 0.0
     else:
         run()
         peak = _resident(peak=False)
         forward()
-        pairs = [(_timed(forward), _timed(run)) for _ in range(9)]  # in turn: speeds drift
-        forwards, seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {"seconds": seconds, "forward": forwards, "extra_bytes": peak - before}
+        # In turn, for speeds drift.
+        turns = [(_timed(forward), _timed(base), _timed(run)) for _ in range(9)]
+        forwards, based, seconds = (
+            statistics.median(column) for column in zip(*turns, strict=True)
+        )
+    return {"seconds": seconds, "forward": forwards, "base": based, "extra_bytes": peak - before}
 
 
 def _timed(run: Run) -> float:

@@ -20,6 +20,7 @@ def main() -> None:
         ("train_step", train_step),
         ("prepare", prepare),
         ("convert", convert),
+        ("lens", lens),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -124,6 +125,36 @@ def convert(result: dict[str, Any]) -> list[str]:
         "A Hugging Face folder in fp32, with random weights. The peak is of the process, relative "
         "to the file. `python benchmarks/convert.py`",
         table(["what", "seconds", "peak memory"], rows),
+    ]
+
+
+def lens(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for what, contestants in result.items():
+        if what == "machine":
+            continue
+        for who, found in contestants.items():
+            forward, seconds = found["forward"], found["seconds"]
+            rows.append(
+                [
+                    f"{what}: {who}",
+                    f"{forward:.2f}",
+                    f"{seconds:.2f}",
+                    f"{seconds / forward:.2f}",
+                    f"{(seconds - found['base']) / forward:.2f}",
+                    f"{found['extra_bytes'] / 1e6:,.0f}",
+                ]
+            )
+    return [
+        "## Looking inside: gpt2-124m, T = 1024, fp32",
+        "Random weights. A forward pass computes the logits of all positions. Added is what a "
+        "measure takes beyond what it runs of the model, in forward passes; ours leaves the "
+        "logits out for shares and strengths. Memory is the peak beyond the loaded model's. "
+        "TransformerLens ablates three heads of the 144, and its time is told for all. "
+        "`python benchmarks/lens.py`",
+        table(
+            ["", "forward (s)", "measure (s)", "in forwards", "added", "extra memory (MB)"], rows
+        ),
     ]
 
 

@@ -12,6 +12,7 @@ SAYS = {
     "train": "one step, one loop",
     "checkpoint": "Hugging Face folders, whole or not at all",
     "data": "text to shards, shards to batches",
+    "lens": "looks inside, and proves it",
     "engine": "sampling; speaks token ids only",
     "model": "the one decoder",
     "tokenizer": "text to ids and back",

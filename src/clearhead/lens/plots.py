@@ -76,7 +76,7 @@ def save_panels(path: Path, panels: Sequence[Panel], title: str, proof: str = ""
     Raises:
         ClearheadError: It is neither .png nor .svg, or cannot be written.
     """
-    across = min(len(panels), _PANELS_A_ROW)
+    across = 2 if len(panels) == 4 else min(len(panels), _PANELS_A_ROW)
     down = -(-len(panels) // across)
     tall = max(2.6, *(0.6 + 0.27 * min(len(panel.values), _MOST_LABELS) for panel in panels))
     figure = _figure(5.2 * across, 0.8 + tall * down, title, proof)
