@@ -43,6 +43,12 @@ VERBS = {
     "generate": Verb(
         "generate", "generate", "DIR --prompt TEXT", "continue a text with a trained model"
     ),
+    "classify": Verb(
+        "classify",
+        "classify",
+        "DIR --text TEXT | --data FILE",
+        "tell what a text is, or how well a classifier does",
+    ),
     "data prepare": Verb(
         "data",
         "prepare",

@@ -105,14 +105,15 @@ def export_checkpoint(
         on_stage: Told what is being done.
 
     Raises:
-        ClearheadError: The checkpoint is damaged, the format cannot hold it, or the result differs
-            by more than the type explains. Nothing is left of it then.
+        ClearheadError: The checkpoint is damaged or a classifier, the format cannot hold it, or the
+            result differs by more than the type explains. Nothing is left of it then.
     """
     found, write = writer(to, dtype)
     folder = checkpoint.resolve(path)
     on_stage(f"reading {folder}")
     checkpoint.verify(folder)
     with open_huggingface(folder) as source, _new(out) as new:
+        source.config.check_next_token()
         tokenizer = _tokenizer_of(source)
         on_stage(f"writing {out}")
         source.notes += write(source, new, dtype)
