@@ -157,6 +157,20 @@ def test_verbs_about_attention_take_a_classifier(call, spam):
     assert "copying" not in out
 
 
+@pytest.mark.filterwarnings("default")  # transformers' own
+def test_import_and_verify_take_a_classifier(call, spam, tmp_path):
+    pytest.importorskip("transformers")
+    folder = checkpoint.resolve(spam)
+    status, out, _ = call("verify", folder)
+    assert status == 0
+    assert "mean loss" not in out
+    assert call("import", folder, tmp_path / "copy")[0] == 0
+    status, out, _ = call("verify", tmp_path / "copy", "--against", folder, "--json")
+    assert json.loads(out)["agreement"]["mean_loss_difference"] is None
+    arguments = ("--text", "home soon", "--json")
+    assert call("classify", folder, *arguments) == call("classify", tmp_path / "copy", *arguments)
+
+
 def test_info_tells_the_labels(call, spam):
     status, out, _ = call("info", spam)
     assert status == 0
