@@ -9,10 +9,12 @@ ROOT = Path(__file__).parent.parent.parent
 SAYS = {
     "cli": "the command: parses, calls, shows",
     "recipes": "the public functions that wire rooms together",
+    "finetune": "a data set and a loss each, for that loop",
     "train": "one step, one loop",
     "checkpoint": "Hugging Face folders, whole or not at all",
     "data": "text to shards, shards to batches",
     "engine": "sampling; speaks token ids only",
+    "lens": "what each part does, with proofs",
     "model": "the one decoder",
     "tokenizer": "text to ids and back",
     "config": "dataclasses from and to TOML",

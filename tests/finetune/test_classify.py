@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -352,6 +354,17 @@ def test_killed_and_resumed_it_is_the_same_run_bit_for_bit(train, tmp_path):
     one, other = (checkpoint.load_model(result.checkpoint) for result in (whole, resumed))
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name]), name
+
+
+@pytest.mark.skipif("CLEARHEAD_DATA" not in os.environ, reason="CLEARHEAD_DATA names no folder")
+def test_real_messages_are_divided(tokenizer):
+    path = Path(os.environ["CLEARHEAD_DATA"]) / "finetune/sms.tsv"
+    found = read_labelled(path, tokenizer, ClassifyOptions(text="2", label="1"))
+    assert Counter(one.label for one in found.rows) == {"ham": 4827, "spam": 747}
+    parts = split_texts(found.rows, val_fraction=0.1, test_fraction=0.2, seed=0)
+    assert len(parts.test) == pytest.approx(1115, abs=3)
+    assert sum(one.label == "spam" for one in parts.test) == pytest.approx(149, abs=2)
+    assert parts.n_repeated > 400
 
 
 @pytest.mark.filterwarnings("default")  # transformers' own
