@@ -131,7 +131,7 @@ def classify(result: dict[str, Any]) -> list[str]:
         f"{len(runs)} divisions, the same for all. Ours begins with a model of "
         f"{start['parameters']:,} weights, trained for {start['step']:,} steps with clearhead, and "
         f"learns for {result['options']['epochs']:g} epochs. What was chosen on the validation "
-        f"part: {chosen}. Of the test messages of all divisions, ours alone is right on {only_gpt}, "
+        f"part: {chosen}. Of all test messages, ours alone is right on {only_gpt}, "
         f"the regression so chosen alone on {only_regression} (sign test: p = "
         f"{_sign_test(only_gpt, only_regression):.2f}). "
         "`python benchmarks/classify.py TABLE RUN`",

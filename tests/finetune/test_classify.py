@@ -250,6 +250,7 @@ def test_a_label_that_no_text_to_learn_from_has_is_named():
         ({"val_fraction": 0.0}, "val_fraction is 0.0"),
         ({"test_fraction": 0.9}, "test_fraction is 0.9; with val_fraction 0.1"),
         ({"max_length": 0}, "max_length is 0"),
+        ({"text": "label"}, "text and label are both 'label'"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -73,7 +73,7 @@ class Classification:
         parts: What to train on, and what to evaluate on.
         labels: The model's, in its order.
         end_of_text: The token that pads.
-        batch_size: The most texts in a batch; an epoch's batches are of equal size, but for one.
+        batch_size: The most texts in a batch; an epoch's batches are as equal in size as they can.
         max_length: The most tokens of a text; longer ones keep their beginning.
         balance: "none" learns from the texts as they are; "weights" counts each label's texts
             inversely to their number; "sample" draws each label equally often, so that an epoch

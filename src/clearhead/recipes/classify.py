@@ -56,6 +56,8 @@ class ClassifyOptions:
     """Leave bad rows out, and tell how many."""
 
     def __post_init__(self) -> None:
+        if self.text == self.label:
+            raise ClearheadError(f"text and label are both {self.text!r}; name two columns")
         if self.balance not in ("none", "weights", "sample"):
             raise ClearheadError(f"balance is {self.balance!r}; it must be none, weights or sample")
         if not 0 < self.val_fraction < 1:
