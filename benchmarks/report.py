@@ -1,6 +1,7 @@
 """Write docs/benchmarks.md from the JSON in benchmarks/results/."""
 
 import json
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def main() -> None:
         ("prepare", prepare),
         ("convert", convert),
         ("lens", lens),
+        ("classify", classify),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -103,6 +105,48 @@ def prepare(result: dict[str, Any]) -> list[str]:
         f"{result['peak_memory_mb']:.0f} MB. `python benchmarks/prepare.py --data TEXT`",
         table(["", "MB/s", "ratio"], rows),
     ]
+
+
+def classify(result: dict[str, Any]) -> list[str]:
+    names = {
+        "gpt": "clearhead, fine-tuned",
+        "regression by default": "TF-IDF and logistic regression, scikit-learn's defaults",
+        "regression chosen": "the same, chosen on the validation part",
+    }
+    runs, means = result["runs"], result["means"]
+    rows = [
+        [
+            name,
+            " ".join(f"{run[key]['accuracy']:.2%}" for run in runs),
+            *(f"{means[key][one]:{kind}}" for one, kind in _MEANS),
+        ]
+        for key, name in names.items()
+    ]
+    only_gpt = sum(run["only_gpt_right"] for run in runs)
+    only_regression = sum(run["only_regression_right"] for run in runs)
+    chosen = ", ".join(sorted({run["regression chosen"]["recipe"] for run in runs}))
+    start = result["start"]
+    return [
+        "## Telling texts apart: SMS spam",
+        f"{runs[0]['texts']:,} messages to learn from, {runs[0]['gpt']['n']:,} to test on, in "
+        f"{len(runs)} divisions, the same for all. Ours begins with a model of "
+        f"{start['parameters']:,} weights, trained for {start['step']:,} steps with clearhead, and "
+        f"learns for {result['options']['epochs']:g} epochs. What was chosen on the validation "
+        f"part: {chosen}. Of all test messages, ours alone is right on {only_gpt}, "
+        f"the regression so chosen alone on {only_regression} (sign test: p = "
+        f"{_sign_test(only_gpt, only_regression):.2f}). "
+        "`python benchmarks/classify.py TABLE RUN`",
+        table(["", "accuracy, each division", "mean", "F1 of spam", "mean F1"], rows),
+    ]
+
+
+def _sign_test(one: int, other: int) -> float:
+    """Return how likely so uneven a division is by chance, either way."""
+    n, most = one + other, max(one, other)
+    return min(1.0, 2 * sum(comb(n, k) for k in range(most, n + 1)) / 2**n)
+
+
+_MEANS = (("accuracy", ".2%"), ("spam_f1", ".4f"), ("macro_f1", ".4f"))
 
 
 def convert(result: dict[str, Any]) -> list[str]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from clearhead.data import Manifest, TokenDataset, iter_documents, prepare
     from clearhead.data import describe as describe_data
     from clearhead.engine import SamplingConfig, generate_ids
+    from clearhead.finetune import Metrics, Predictions
     from clearhead.model import GPT, GPTConfig, KVCache, preset
+    from clearhead.recipes.classify import classify, evaluate_classifier
     from clearhead.recipes.convert import (
         Conversion,
         export_checkpoint,
@@ -47,6 +49,8 @@ __all__ = [
     "GPTConfig",
     "KVCache",
     "Manifest",
+    "Metrics",
+    "Predictions",
     "PretrainConfig",
     "SamplingConfig",
     "TokenDataset",
@@ -54,9 +58,11 @@ __all__ = [
     "TrainingResult",
     "build_tokenizer",
     "bytes_per_token",
+    "classify",
     "describe_checkpoint",
     "describe_data",
     "download",
+    "evaluate_classifier",
     "export_checkpoint",
     "generate",
     "generate_ids",
@@ -88,6 +94,8 @@ _HOMES = {
     "GPTConfig": "model.GPTConfig",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
+    "Metrics": "finetune.Metrics",
+    "Predictions": "finetune.Predictions",
     "PretrainConfig": "recipes.pretrain.PretrainConfig",
     "SamplingConfig": "engine.SamplingConfig",
     "TokenDataset": "data.TokenDataset",
@@ -95,9 +103,11 @@ _HOMES = {
     "TrainingResult": "train.TrainingResult",
     "build_tokenizer": "tokenizer.build_tokenizer",
     "bytes_per_token": "recipes.tokenize.bytes_per_token",
+    "classify": "recipes.classify.classify",
     "describe_checkpoint": "checkpoint.describe",
     "describe_data": "data.describe",
     "download": "checkpoint.download.download",
+    "evaluate_classifier": "recipes.classify.evaluate_classifier",
     "export_checkpoint": "recipes.convert.export_checkpoint",
     "generate": "recipes.generate.generate",
     "generate_ids": "engine.generate_ids",

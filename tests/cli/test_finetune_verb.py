@@ -47,7 +47,7 @@ def base(call, rows, tmp_path):
 def test_it_says_what_was_gained_and_what_it_cost(call, base, rows, tmp_path, verb):
     out = tmp_path / "tuned"
     given = ["finetune", verb, base, "--data", rows, "--out", out, *SMALL]
-    given += ["--text", tmp_path / "text.txt"]
+    given += ["--plain-text", tmp_path / "text.txt"]
     status, shown, err = call(*given)
     assert status == 0, err
     assert "held out" in shown

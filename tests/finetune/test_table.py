@@ -66,7 +66,9 @@ def test_a_bad_row_is_named_by_its_line_or_left_out_and_counted(tmp_path, name):
         read_examples(path, pair)
     assert message in str(caught.value)
     assert "--skip-bad" in str(caught.value)
-    assert read_examples(path, pair, skip_bad=True).n_skipped == 1
+    found = read_examples(path, pair, skip_bad=True)
+    assert found.n_skipped == 1
+    assert message in found.skipped[0]
 
 
 @pytest.mark.parametrize(

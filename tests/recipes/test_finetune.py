@@ -8,7 +8,13 @@ from clearhead import checkpoint
 from clearhead.errors import ClearheadError
 from clearhead.finetune import PreferenceLoss
 from clearhead.model import GPT, GPTConfig
-from clearhead.recipes.finetune import FinetuneConfig, InstructConfig, PreferConfig, finetune
+from clearhead.recipes.finetune import (
+    ClassifyConfig,
+    FinetuneConfig,
+    InstructConfig,
+    PreferConfig,
+    finetune,
+)
 from clearhead.recipes.generate import generate, question
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.load import load
@@ -18,7 +24,14 @@ from clearhead.train import OptimizerConfig, Started, Stepped
 
 SHAPE = GPTConfig(vocab_size=257, context_length=96, d_model=16, n_heads=2, n_layers=2, dropout=0.1)
 ROWS = [
-    {"instruction": f"Say {n}.", "output": f"{n}!", "chosen": f"{n}!", "rejected": f"No {n}."}
+    {
+        "instruction": f"Say {n}.",
+        "output": f"{n}!",
+        "chosen": f"{n}!",
+        "rejected": f"No {n}.",
+        "text": f"Number {n}.",
+        "label": "even" if n % 2 == 0 else "odd",
+    }
     for n in range(40)
 ]
 
@@ -52,7 +65,7 @@ def settings(base, tmp_path):
             "base": base,
             "data": tmp_path / "rows.json",
             "out": tmp_path / "run",
-            "text": str(base.parent / "text.txt"),
+            "plain_text": str(base.parent / "text.txt"),
             "device": "cpu",
             "dtype": "float32",
             "steps": 6,
@@ -96,7 +109,21 @@ def test_the_template_goes_with_the_model(settings):
     assert generate(model, tokenizer, prompt)[0].prompt_token_ids == tuple(prompt.encode())
 
 
-@pytest.mark.parametrize("kind", [InstructConfig, PreferConfig])
+def test_a_classifier_keeps_texts_for_a_test(settings):
+    result = finetune(settings(ClassifyConfig))
+    model, _ = load(result.checkpoint)
+    assert model.config.labels == ("even", "odd")
+    stage = read_ledger(result.checkpoint)[-1]
+    assert (stage.kind, stage.text_before, stage.text_after) == ("classify", None, None)
+    assert stage.after["unit"] == "nats a text"
+    assert 0 <= stage.after["accuracy"] <= 1
+    assert len((settings().out / "test.jsonl").read_text().splitlines()) == 8
+    other = settings(ClassifyConfig, out=settings().out.with_name("other"))
+    with pytest.raises(ClearheadError, match="leave val_data out"):
+        finetune(replace(other, val_data=other.data))
+
+
+@pytest.mark.parametrize("kind", [InstructConfig, PreferConfig, ClassifyConfig])
 def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, kind):
     finetune(settings(kind, out=tmp_path / "whole"))
 

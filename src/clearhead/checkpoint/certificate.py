@@ -94,8 +94,8 @@ class Agreement:
     """Part of the positions at which both think the same token likeliest."""
     kl_divergence: float
     """Mean KL divergence, in nats a token."""
-    mean_loss_difference: float
-    """Difference of the mean loss on the next token, in nats a token."""
+    mean_loss_difference: float | None
+    """Difference of the mean loss on the next token, in nats a token; None for a classifier."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,7 @@ def compare_logits(
     at: slice,
     independent: bool,
     rounding: str = "f32",
+    of_labels: bool = False,
 ) -> Agreement:
     """Compare what two models make of the same sequences.
 
@@ -262,10 +263,12 @@ def compare_logits(
         at: The positions of each sequence that the logits are of.
         independent: Whether one of them is not our implementation.
         rounding: The type to which one of them rounds intermediate results.
+        of_labels: Whether the logits are of labels, so that no next token can be told.
     """
     sums = _Sums()
     for tokens, one, other in zip(batches, ours, theirs, strict=True):
-        targets = F.pad(tokens[:, 1:], (0, 1), value=_NO_TARGET)[:, at]
+        following = torch.full_like(tokens, _NO_TARGET) if of_labels else tokens
+        targets = F.pad(following[:, 1:], (0, 1), value=_NO_TARGET)[:, at]
         for row in range(len(tokens)):
             _add(sums, targets[row], one[row].float(), other[row].float())
     return Agreement(
@@ -279,7 +282,7 @@ def compare_logits(
         largest_logit=sums.largest_logit,
         top1_agreement=sums.same / sums.positions,
         kl_divergence=sums.divergence / sums.positions,
-        mean_loss_difference=sums.loss / max(1, sums.losses),
+        mean_loss_difference=None if of_labels else sums.loss / max(1, sums.losses),
     )
 
 

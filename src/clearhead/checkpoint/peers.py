@@ -63,17 +63,22 @@ def transformers(folder: Path) -> Peer | None:
 
     @torch.no_grad()
     def logits(batches: Batches) -> Logits:
-        from transformers import GPT2Config, GPT2LMHeadModel
+        from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
         config = GPT2Config.from_json_file(str(folder / CONFIG))
+        is_classifier = GPT2ForSequenceClassification.__name__ in (config.architectures or ())
         with torch.device("meta"):
-            model = GPT2LMHeadModel(config)
+            model = (GPT2ForSequenceClassification if is_classifier else GPT2LMHeadModel)(config)
         with TensorFile(folder / WEIGHTS) as file:
             state = {name: file.read(name).float() for name in file.header}
-            if config.tie_word_embeddings:
+            if config.tie_word_embeddings and not is_classifier:
                 state["lm_head.weight"] = state["transformer.wte.weight"]
             model.load_state_dict(state, assign=True)
             model.train(False)
+            if is_classifier:  # which tells the last position's labels alone, of itself
+                score = model.get_submodule("score")
+                hidden = [model.base_model(tokens, use_cache=False)[0] for tokens in batches]
+                return [score(one[:, LAST]) for one in hidden]
             return [
                 model(input_ids=tokens, use_cache=False, logits_to_keep=-LAST.start).logits
                 for tokens in batches

@@ -153,7 +153,9 @@ def _show(certificate: Certificate) -> None:
         ("mean difference of the logits", f"{agreement.mean_abs_logit_difference:.3g}"),
         ("same likeliest token", f"{agreement.top1_agreement:.4%}"),
         ("KL divergence (nats a token)", f"{agreement.kl_divergence:.3g}"),
-        ("difference of the mean loss (nats)", f"{agreement.mean_loss_difference:.3g}"),
-        *(("note", note) for note in certificate.notes),
     ]
+    if agreement.mean_loss_difference is not None:
+        lost = f"{agreement.mean_loss_difference:.3g}"
+        rows.append(("difference of the mean loss (nats)", lost))
+    rows += [("note", note) for note in certificate.notes]
     show.table("certificate", ("what", "found"), rows)

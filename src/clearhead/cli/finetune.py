@@ -19,6 +19,7 @@ from clearhead.cli.tensorboard import TensorBoard
 from clearhead.cli.watch import Watch
 from clearhead.data import IGNORED
 from clearhead.recipes.finetune import (
+    ClassifyConfig,
     FinetuneConfig,
     InstructConfig,
     PreferConfig,
@@ -81,6 +82,18 @@ class PreferArguments(_Run):
     )
 
 
+@dataclass(frozen=True)
+class ClassifyArguments(_Run):
+    """Teach a model to tell texts apart.
+
+    The file holds rows of a text and a label. Some of them are kept for a test, in OUT/test.jsonl.
+    """
+
+    settings: Annotated[ClassifyConfig, tyro.conf.arg(name="")] = field(
+        default_factory=ClassifyConfig, metadata={"flat": True}
+    )
+
+
 def instruct(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     settings = _defaults(InstructConfig, arguments, prog)
@@ -93,6 +106,12 @@ def prefer(arguments: Sequence[str], prog: str) -> int:
     return _run(parse(PreferArguments, arguments, prog, PreferArguments(settings=settings)))
 
 
+def classify(arguments: Sequence[str], prog: str) -> int:
+    """Run the verb; returns the exit status."""
+    settings = _defaults(ClassifyConfig, arguments, prog)
+    return _run(parse(ClassifyArguments, arguments, prog, ClassifyArguments(settings=settings)))
+
+
 def _defaults(kind: type[S], arguments: Sequence[str], prog: str) -> S:
     """Return the settings that the options are laid over: those of the run to go on with."""
     first, _ = tyro.cli(_First, args=arguments, prog=prog, return_unknown_args=True, add_help=False)
@@ -102,8 +121,8 @@ def _defaults(kind: type[S], arguments: Sequence[str], prog: str) -> S:
     return kind()
 
 
-def _run(parsed: InstructArguments | PreferArguments) -> int:
-    settings = parsed.settings
+def _run(parsed: ClassifyArguments | InstructArguments | PreferArguments) -> int:
+    settings: FinetuneConfig = parsed.settings
     if parsed.show_batch:
         return _show_batch(settings)
     console = show.progress()

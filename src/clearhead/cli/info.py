@@ -95,38 +95,37 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _show(report: dict[str, Any], described: CheckpointInfo) -> None:
     run, best = report["run"], report["best"]
+    unit = "nats a text" if described.config.labels else "nats a token"
     show.facts(
         {
             "checkpoint": report["checkpoint"],
             "step": report["step"],
             "parameters": f"{report['parameters']:,} ({report['dtype']})",
             "tokenizer": report["tokenizer"],
+            "labels": ", ".join(described.config.labels) or None,
             "model": ", ".join(f"{name}={value}" for name, value in report["config"].items()),
-            "best so far": f"step {best['step']}, {_nats(best)}" if best else None,
+            "best so far": f"step {best['step']}, {best['val_loss']:.4f} {unit}" if best else None,
             "checksums": {"hold": "all hold", "none": "none; not saved by clearhead"}.get(
                 report["checksums"], "a file is damaged"
             ),
         }
     )
     if run is not None:
-        _show_run(run)
+        _show_run(run, unit)
     show.table("files", ("name", "bytes"), list(described.files.items()))
 
 
-def _show_run(run: dict[str, Any]) -> None:
+def _show_run(run: dict[str, Any], unit: str) -> None:
     last, measured = run["last_step"], run["last_evaluation"]
     evaluation, step = None, None
     if measured:
-        bits = measured.get("bits_per_byte")
-        told = [f"step {measured['step']}", f"{measured['val_loss']:.4f}"]
-        told += [] if bits is None else [f"{bits:.4f} bits a byte"]
-        evaluation = ", ".join(told)
+        evaluation = f"step {measured['step']}, {measured['val_loss']:.4f} {unit}"
+        if "bits_per_byte" in measured:
+            evaluation += f", {measured['bits_per_byte']:.4f} bits a byte"
+        if "accuracy" in measured:
+            evaluation += f", {measured['accuracy']:.1%} right"
     if last:
         speed = f"{last['tokens_per_second']:,.0f} tokens/s"
         step = f"step {last['step']}, loss {last['loss']:.4f}, {speed}"
     names = ", ".join(Path(path).name for path in run["checkpoints"])
     show.facts({"checkpoints": names, "last evaluation": evaluation, "last step": step})
-
-
-def _nats(measured: dict[str, Any]) -> str:
-    return f"{measured['val_loss']:.4f} nats a token"

@@ -43,6 +43,12 @@ VERBS = {
     "generate": Verb(
         "generate", "generate", "DIR --prompt TEXT", "continue a text with a trained model"
     ),
+    "finetune classify": Verb(
+        "finetune",
+        "classify",
+        "DIR --data FILE --out DIR",
+        "teach a model to tell texts apart",
+    ),
     "finetune instruct": Verb(
         "finetune",
         "instruct",
@@ -54,6 +60,12 @@ VERBS = {
         "prefer",
         "DIR --data FILE --out DIR",
         "teach a model which of two answers is better",
+    ),
+    "classify": Verb(
+        "classify",
+        "classify",
+        "DIR --text TEXT | --data FILE",
+        "tell what a text is, or how well a classifier does",
     ),
     "data prepare": Verb(
         "data",

@@ -60,9 +60,11 @@ def generate_ids(
 
     Raises:
         ClearheadError: A prompt holds an id outside the vocabulary, is longer than the context,
-            or is empty; or there is not one seed a row. At once, not at the first token.
+            or is empty; there is not one seed a row; or the model is a classifier. At once, not at
+            the first token.
     """
     config = model.config
+    config.check_next_token()
     texts = [_checked(prompt, row, config) for row, prompt in enumerate(prompts)]
     if seeds is None:
         seeds = [fresh_seed() if sampling.seed is None else sampling.seed for _ in texts]

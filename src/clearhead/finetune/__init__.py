@@ -1,6 +1,28 @@
 """Fine-tuning: a data set, a loss and a transform each; the loop is train's."""
 
+from clearhead.finetune.classified import (
+    Calibration,
+    CalibrationBin,
+    ClassScores,
+    Metrics,
+    Predictions,
+    bootstrap_interval,
+    calibrate,
+    measure,
+    predict,
+)
+from clearhead.finetune.classify import Balance, Classification, label_logits, label_model
 from clearhead.finetune.instruct import Answers, Example, encode_conversation, messages_of
+from clearhead.finetune.labelled import (
+    LabelledText,
+    Parts,
+    check_known,
+    encode_text,
+    label_of,
+    labelled_text,
+    split_texts,
+)
+from clearhead.finetune.pictures import save_metrics
 from clearhead.finetune.preference import (
     Pairs,
     PreferenceLoss,
@@ -13,17 +35,38 @@ from clearhead.finetune.table import Examples, Row, read_examples, text_of
 
 __all__ = [
     "Answers",
+    "Balance",
+    "Calibration",
+    "CalibrationBin",
+    "ClassScores",
+    "Classification",
     "Example",
     "Examples",
+    "LabelledText",
+    "Metrics",
     "Pairs",
+    "Parts",
+    "Predictions",
     "PreferenceLoss",
     "Preferences",
     "Row",
     "answer_log_probabilities",
+    "bootstrap_interval",
+    "calibrate",
+    "check_known",
     "encode_conversation",
     "encode_pair",
+    "encode_text",
+    "label_logits",
+    "label_model",
+    "label_of",
+    "labelled_text",
+    "measure",
     "messages_of",
     "pair_of",
+    "predict",
     "read_examples",
+    "save_metrics",
+    "split_texts",
     "text_of",
 ]

@@ -15,6 +15,7 @@ Row = dict[str, Any]
 KINDS = (".tsv", ".csv", ".json", ".jsonl")
 _LARGEST = 2 * 2**30
 _LONGEST_FIELD = 2**24
+_SKIPPED_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Examples(Generic[T]):
     """The good rows, in the file's order."""
     n_skipped: int
     """How many bad rows were left out."""
+    skipped: tuple[str, ...]
+    """Where the first of them are, and what is wrong with each."""
     sha256: str
     """Of the file."""
     path: Path
@@ -47,7 +50,7 @@ def read_examples(
         ClearheadError: The file is missing, no such file, or holds no good row; or a row is bad
             and `skip_bad` is not set, the message has its line.
     """
-    rows, n_skipped = [], 0
+    rows, n_skipped, skipped = [], 0, list[str]()
     for where, row in _rows(path, columns):
         try:
             if isinstance(row, ClearheadError):
@@ -59,10 +62,14 @@ def read_examples(
                     f"{path}, {where}: {error}; mend it, or leave bad rows out with --skip-bad"
                 ) from error
             n_skipped += 1
+            if n_skipped <= _SKIPPED_SHOWN:
+                skipped.append(f"{where}: {error}")
     if not rows:
         bad = f"; {n_skipped} bad ones were left out" if n_skipped else ""
         raise ClearheadError(f"{path} holds no row to learn from{bad}")
-    return Examples(rows, n_skipped, hashlib.sha256(path.read_bytes()).hexdigest(), path)
+    return Examples(
+        rows, n_skipped, tuple(skipped), hashlib.sha256(path.read_bytes()).hexdigest(), path
+    )
 
 
 def text_of(row: Row, name: str, *, default: str | None = None) -> str:

@@ -74,6 +74,7 @@ def logit_lens(
         ClearheadError: There is no such position or token, the text is empty or too long, or the
             last depth's logits are not the model's own.
     """
+    model.config.check_next_token()
     row = check_position(token_ids, position)
     if top < 1:
         raise ClearheadError(f"top is {top}; ask for at least 1 token")
@@ -162,6 +163,7 @@ def attribution(
         ClearheadError: There is no such token or position, both tokens are the same, the text is
             empty or too long, or the parts do not add up to the logit.
     """
+    model.config.check_next_token()
     row = check_position(token_ids, position)
     check_token(model, target)
     if versus is not None and check_token(model, versus) == target:
@@ -225,6 +227,7 @@ def mean_attribution(model: GPT, token_ids: Int[Tensor, "B T"]) -> HeadAttributi
         ClearheadError: No token has a next one, the text is too long, or the parts do not add up
             to the logit.
     """
+    model.config.check_next_token()
     length = token_ids.shape[1]
     if not len(token_ids) or length < 2:
         raise ClearheadError("no token has a next one; give texts of at least two tokens")

@@ -11,8 +11,10 @@ def check_texts(model: GPT, texts: Int[Tensor, "N T"]) -> None:
     """Hold texts against what a loss needs.
 
     Raises:
-        ClearheadError: There is none, they are shorter than two tokens, or longer than the context.
+        ClearheadError: There is none, they are shorter than two tokens, or longer than the context;
+            or the model is a classifier.
     """
+    model.config.check_next_token()
     count, length = texts.shape
     if count < 1 or length < 2:
         raise ClearheadError(

@@ -91,7 +91,7 @@ def weights(given: GPT | Weights) -> Weights:
             for block in _blocks(given)
         ),
         given.token_embedding.weight.detach(),
-        given.head.weight.detach(),
+        None if given.config.labels else given.head.weight.detach(),
     )
 
 

@@ -91,6 +91,19 @@ class GPTConfig:
         """How many logits the head gives: one for each label, or for each token id."""
         return len(self.labels) or self.vocab_size
 
+    def check_next_token(self) -> None:
+        """Refuse a classifier where the next token is wanted.
+
+        Raises:
+            ClearheadError: The head is for labels.
+        """
+        if self.labels:
+            named = ", ".join(label[:40] for label in self.labels[:10])
+            more = ", …" if len(self.labels) > 10 else ""
+            raise ClearheadError(
+                f"the model tells {named}{more} apart and writes no text; use clearhead classify"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """Build a config from a dictionary, in this class's names or the first notebook's.

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from clearhead.checkpoint.formats.huggingface import open_huggingface, write_hug
 from clearhead.checkpoint.formats.known import WRITERS, open_source, writer
 from clearhead.checkpoint.formats.source import GPT2_VOCAB, Source
 from clearhead.checkpoint.peers import Peer, llama_cpp, onnxruntime, ourselves, transformers
+from clearhead.config import to_dict
 from clearhead.errors import ClearheadError, nearest
 from clearhead.files import fsync_dir
 from clearhead.tokenizer import Tokenizer, build_tokenizer, save_tokenizer
@@ -105,14 +106,15 @@ def export_checkpoint(
         on_stage: Told what is being done.
 
     Raises:
-        ClearheadError: The checkpoint is damaged, the format cannot hold it, or the result differs
-            by more than the type explains. Nothing is left of it then.
+        ClearheadError: The checkpoint is damaged or a classifier, the format cannot hold it, or the
+            result differs by more than the type explains. Nothing is left of it then.
     """
     found, write = writer(to, dtype)
     folder = checkpoint.resolve(path)
     on_stage(f"reading {folder}")
     checkpoint.verify(folder)
     with open_huggingface(folder) as source, _new(out) as new:
+        source.config.check_next_token()
         tokenizer = _tokenizer_of(source)
         on_stage(f"writing {out}")
         source.notes += write(source, new, dtype)
@@ -236,7 +238,7 @@ def certify(
         source=source.path.resolve().name,
         source_format=source.format,
         source_files=describe_files(source.files, root),
-        config=asdict(source.config),
+        config=to_dict(source.config),
         result_format=result.format if result else result_format,
         stored=stored,
         same_activation=same_activation,
@@ -250,6 +252,7 @@ def certify(
             at=peer.at,
             independent=peer.independent,
             rounding=peer.rounding,
+            of_labels=bool(source.config.labels),
         ),
         notes=notes,
     )

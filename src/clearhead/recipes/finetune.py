@@ -15,6 +15,7 @@ from clearhead import checkpoint, config
 from clearhead.errors import ClearheadError
 from clearhead.finetune import (
     Answers,
+    Balance,
     Example,
     Examples,
     PreferenceLoss,
@@ -27,6 +28,14 @@ from clearhead.finetune import (
     read_examples,
 )
 from clearhead.model import GPT
+from clearhead.recipes.classify import (
+    LABEL,
+    TEXT,
+    ClassifyOptions,
+    build_classification,
+    read_labelled,
+    save_texts,
+)
 from clearhead.recipes.ledger import (
     LEDGER,
     Stage,
@@ -88,8 +97,8 @@ class FinetuneConfig(TrainConfig):
     """Times to go through the examples; 3 unless `steps` or `minutes` says how long."""
     freeze_to: int = 0
     """Leave the embeddings and this many of the first blocks as they are."""
-    text: str = "pydocs"
-    """Plain text on which the loss is measured before and after, to see what is forgotten."""
+    plain_text: str = "pydocs"
+    """Text on which the loss is measured before and after, to see what is forgotten."""
     batch_size: int = 8
     """Sequences in one update: the effective batch."""
     optimizer: OptimizerConfig = field(
@@ -137,6 +146,48 @@ class PreferConfig(FinetuneConfig):
         )
     )
     """Which optimiser, and how fast."""
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(FinetuneConfig):
+    """Learn to tell texts apart."""
+
+    text: str = TEXT
+    """The column or field that holds the text; a number from 1 on in a table without a header."""
+    label: str = LABEL
+    """The column or field that holds the label; a number from 1 on in a table without a header."""
+    balance: Balance = "none"
+    """What to do where labels are of different frequency: nothing, count the texts of rare ones
+    more, or draw each label equally often."""
+    test_fraction: float = 0.2
+    """The part that is kept for a test at the end."""
+    max_length: int | None = None
+    """The most tokens of a text to learn from; longer ones keep their beginning. By default the
+    model's context."""
+    batch_size: int = 32
+    """Texts in one update: the effective batch."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            kind="muon", learning_rate=1e-3, muon_learning_rate=5e-3
+        )
+    )
+    """Which optimiser, and how fast."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.options()
+
+    def options(self) -> ClassifyOptions:
+        """Return what there is to tell apart, and how it is divided."""
+        return ClassifyOptions(
+            text=self.text,
+            label=self.label,
+            balance=self.balance,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            max_length=self.max_length,
+            skip_bad=self.skip_bad,
+        )
 
 
 def finetune(
@@ -193,7 +244,7 @@ def finetune(
     try:
         result = trainer.train()
     finally:
-        plot_metrics(run)
+        plot_metrics(run, stages[-1].before["unit"] if stages[-1].before else "nats")
     if result.finished:
         _finish(settings, result, objective, tokenizer)
     return result
@@ -211,6 +262,8 @@ def prepare_task(
         ClearheadError: The checkpoint or the file of examples cannot be used.
     """
     model, tokenizer = checkpoint.load(base, dtype=torch.float32)
+    if isinstance(settings, ClassifyConfig):
+        return _classification(settings, model, tokenizer)
     if model.config.labels:
         raise ClearheadError(
             f"{base} tells {', '.join(model.config.labels)} apart and writes no text; start from "
@@ -262,6 +315,27 @@ def prepare_task(
     return model, task, tokenizer, data
 
 
+def _classification(
+    settings: ClassifyConfig, model: GPT, tokenizer: Tokenizer
+) -> tuple[GPT, Task, Tokenizer, list[dict[str, object]]]:
+    """Give the model a head for the labels, and write down what is kept for a test."""
+    if settings.val_data is not None:
+        raise ClearheadError("a classifier's texts are divided by label; leave val_data out")
+    found = read_labelled(settings.data, tokenizer, settings.options())
+    _tell_skipped(found)
+    model, task = build_classification(
+        model,
+        tokenizer,
+        found.rows,
+        settings.options(),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    if settings.out.exists():
+        save_texts(settings.out / "test.jsonl", task.parts.test)
+    return model, task, tokenizer, [_described(found)]
+
+
 def freeze(model: GPT, layers: int) -> None:
     """Leave a model's embeddings and first blocks as they are; 0 freezes nothing.
 
@@ -301,9 +375,13 @@ def _read(
         rest = [found.rows[at] for at in sorted(order[:count])]
         train = [found.rows[at] for at in sorted(order[count:])]
     for source in sources:
-        if source.n_skipped:
-            _log.info("%d bad rows of %s left out", source.n_skipped, source.path)
+        _tell_skipped(source)
     return train, rest, [_described(source) for source in sources]
+
+
+def _tell_skipped(source: Examples[T]) -> None:
+    if source.n_skipped:
+        _log.info("%d bad rows of %s left out", source.n_skipped, source.path)
 
 
 def _described(source: Examples[T]) -> dict[str, object]:
@@ -353,7 +431,7 @@ def _begin(
         data=data,
         config=config.to_dict(settings),
         before=measured(task.evaluate(model, dtype)),
-        text_before=text_loss(model, tokenizer, settings.text, dtype),
+        text_before=text_loss(model, tokenizer, settings.plain_text, dtype),
     )
 
 
@@ -365,6 +443,6 @@ def _finish(
     best = checkpoint.resolve(settings.out, "best")
     for folder in dict.fromkeys([result.checkpoint, best]):
         model = checkpoint.load_model(folder, device=settings.device)
-        text = text_loss(model, tokenizer, settings.text, dtype)
+        text = text_loss(model, tokenizer, settings.plain_text, dtype)
         step = checkpoint.step_of(folder) or 0
         finish(folder, task.evaluate(model, dtype), text, step)

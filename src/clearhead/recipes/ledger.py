@@ -87,7 +87,12 @@ def measured(evaluation: Evaluation) -> dict[str, Any]:
 def text_loss(
     model: GPT, tokenizer: Tokenizer, source: str, dtype: torch.dtype
 ) -> dict[str, Any] | None:
-    """Measure the loss on the beginning of some text; None, and a note, where it cannot be."""
+    """Measure the loss on the beginning of some text; None, and a note, where it cannot be.
+
+    It cannot be for a classifier, which predicts no text.
+    """
+    if model.config.labels:
+        return None
     length = min(model.config.context_length, _TEXT_TOKENS)
     try:
         rows = read_texts(source, tokenizer, n_texts=_TEXT_TOKENS // length, length=length)

@@ -147,6 +147,7 @@ def try_edits(
     Returns:
         The model as it is first, then each edit.
     """
+    model.config.check_next_token()
     share = head_contributions(model, token_ids, layers=[layer]).mean_share[0]
     loud = int(share.argmax())
     edits: list[tuple[str, AbstractContextManager[GPT]]] = [

@@ -22,6 +22,7 @@ from clearhead.lens import (
     composition,
     copying,
     save_panels,
+    weights,
 )
 from clearhead.recipes.lens import attention_weights, lens_model
 
@@ -32,7 +33,7 @@ class Arguments:
 
     source: Positional[Path]
     """A checkpoint, a run, or a safetensors file with at least the attention tensors: then
-    composition only, and copying if the embeddings are there."""
+    composition only, and copying if the embeddings are there. A classifier has no copying."""
     top: int = 15
     """How many of the strongest compositions to show; JSON has all."""
     kind: Literal["Q", "K", "V"] | None = None
@@ -56,11 +57,11 @@ def circuits(arguments: Sequence[str], prog: str) -> int:
     parsed = parse(Arguments, arguments, prog)
     path = picture(parsed.plot)
     model = None if parsed.source.is_file() else lens_model(parsed.source)
-    weights = model or attention_weights(parsed.source, n_heads=parsed.n_heads)
-    composed = composition(weights)
+    found = weights(model or attention_weights(parsed.source, n_heads=parsed.n_heads))
+    composed = composition(found)
     chosen = _chosen(composed, parsed.kind, parsed.reader)
-    has_embeddings = model is not None or getattr(weights, "embedding", None) is not None
-    copied = copying(weights) if has_embeddings else None
+    can_copy = found.embedding is not None and found.unembedding is not None
+    copied = copying(found) if can_copy else None
     looks = attention_scores(model, n_random=parsed.n_random, seed=parsed.seed) if model else None
     if parsed.json:
         show.as_json(_document(composed, copied, looks))
