@@ -111,7 +111,7 @@ def fine_tune(
         seed=seed,
         dtype="float32",
         optimizer=rates,
-        schedule=ScheduleConfig(warmup_steps=steps // 10, decay_fraction=0.8),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=20),
     )
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
@@ -143,7 +143,7 @@ def summary(metrics: Metrics) -> dict[str, Any]:
 def compare(seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Train and measure on one division."""
     rates = OptimizerConfig(
-        learning_rate=given.learning_rate, muon_learning_rate=given.muon_learning_rate
+        kind="adamw", learning_rate=given.learning_rate, beta2=0.999, weight_decay=0.01
     )
     parts, gpt, how = fine_tune(given.start, given.data, seed, given.epochs, rates, given.balance)
     right = told(parts.test)
@@ -170,10 +170,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="label TAB text, no header")
     parser.add_argument("start", type=Path, help="a run or a checkpoint of a language model")
-    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--muon-learning-rate", type=float, default=5e-3)
     parser.add_argument("--balance", default="none", choices=["none", "weights", "sample"])
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     given = parser.parse_args()
@@ -190,10 +189,7 @@ def main() -> None:
     }
     for name, mean in means.items():
         print(f"mean of {len(runs)}, {name}: {mean}")
-    options = {
-        name: getattr(given, name)
-        for name in ("epochs", "learning_rate", "muon_learning_rate", "balance")
-    }
+    options = {name: getattr(given, name) for name in ("epochs", "learning_rate", "balance")}
     model = {"parameters": start.n_parameters, "step": start.step, "tokenizer": start.tokenizer}
     result = {"data": given.data.name, "start": model, "options": options, "means": means}
     write_result("classify", {**result, "runs": runs}, given.out)
