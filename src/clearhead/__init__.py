@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         import_checkpoint,
         verify_checkpoint,
     )
+    from clearhead.recipes.finetune import (
+        ClassifyConfig,
+        InstructConfig,
+        PreferConfig,
+        fine_tune,
+    )
     from clearhead.recipes.generate import Completion, generate
+    from clearhead.recipes.ledger import Stage, read_ledger
     from clearhead.recipes.load import load
     from clearhead.recipes.pretrain import PretrainConfig, load_config, pretrain, recipe
     from clearhead.recipes.tokenize import bytes_per_token, train_tokenizer
@@ -42,17 +49,21 @@ __version__ = "0.1.0"
 __all__ = [
     "GPT",
     "CheckpointInfo",
+    "ClassifyConfig",
     "ClearheadError",
     "Completion",
     "Conversion",
     "Downloaded",
     "GPTConfig",
+    "InstructConfig",
     "KVCache",
     "Manifest",
     "Metrics",
     "Predictions",
+    "PreferConfig",
     "PretrainConfig",
     "SamplingConfig",
+    "Stage",
     "TokenDataset",
     "Tokenizer",
     "TrainingResult",
@@ -64,6 +75,7 @@ __all__ = [
     "download",
     "evaluate_classifier",
     "export_checkpoint",
+    "fine_tune",
     "generate",
     "generate_ids",
     "import_checkpoint",
@@ -74,6 +86,7 @@ __all__ = [
     "prepare",
     "preset",
     "pretrain",
+    "read_ledger",
     "recipe",
     "save",
     "save_tokenizer",
@@ -127,6 +140,12 @@ _HOMES = {
     "token_ids_to_text": "tokenizer.token_ids_to_text",
     "train_tokenizer": "recipes.tokenize.train_tokenizer",
     "verify_checkpoint": "recipes.convert.verify_checkpoint",
+    "ClassifyConfig": "recipes.finetune.ClassifyConfig",
+    "InstructConfig": "recipes.finetune.InstructConfig",
+    "PreferConfig": "recipes.finetune.PreferConfig",
+    "Stage": "recipes.ledger.Stage",
+    "fine_tune": "recipes.finetune.fine_tune",
+    "read_ledger": "recipes.ledger.read_ledger",
 }
 
 

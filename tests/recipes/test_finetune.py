@@ -13,7 +13,7 @@ from clearhead.recipes.finetune import (
     FinetuneConfig,
     InstructConfig,
     PreferConfig,
-    finetune,
+    fine_tune,
 )
 from clearhead.recipes.generate import generate, question
 from clearhead.recipes.ledger import read_ledger
@@ -84,7 +84,7 @@ def weights(path):
 
 @pytest.mark.parametrize("kind", [InstructConfig, PreferConfig])
 def test_a_run_leaves_what_it_learnt_and_where_it_came_from(settings, base, kind):
-    result = finetune(settings(kind))
+    result = fine_tune(settings(kind))
     assert result.finished
     first, second = read_ledger(result.checkpoint)
     assert (first.kind, first.started_from, first.steps) == ("pretrain", None, 3)
@@ -101,7 +101,7 @@ def test_a_run_leaves_what_it_learnt_and_where_it_came_from(settings, base, kind
 
 
 def test_the_template_goes_with_the_model(settings):
-    finetune(settings())
+    fine_tune(settings())
     model, tokenizer = load(settings().out)
     assert tokenizer.chat_template == CHAT_TEMPLATE
     prompt = question(tokenizer, "Say 3.")
@@ -110,7 +110,7 @@ def test_the_template_goes_with_the_model(settings):
 
 
 def test_a_classifier_keeps_texts_for_a_test(settings):
-    result = finetune(settings(ClassifyConfig))
+    result = fine_tune(settings(ClassifyConfig))
     model, _ = load(result.checkpoint)
     assert model.config.labels == ("even", "odd")
     stage = read_ledger(result.checkpoint)[-1]
@@ -120,12 +120,12 @@ def test_a_classifier_keeps_texts_for_a_test(settings):
     assert len((settings().out / "test.jsonl").read_text().splitlines()) == 8
     other = settings(ClassifyConfig, out=settings().out.with_name("other"))
     with pytest.raises(ClearheadError, match="leave val_data out"):
-        finetune(replace(other, val_data=other.data))
+        fine_tune(replace(other, val_data=other.data))
 
 
 @pytest.mark.parametrize("kind", [InstructConfig, PreferConfig, ClassifyConfig])
 def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, kind):
-    finetune(settings(kind, out=tmp_path / "whole"))
+    fine_tune(settings(kind, out=tmp_path / "whole"))
 
     class KilledError(Exception):
         pass
@@ -136,9 +136,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, kind):
 
     told = settings(kind, out=tmp_path / "killed")
     with pytest.raises(KilledError):
-        finetune(told, observers=[die])
+        fine_tune(told, observers=[die])
     events = []
-    assert finetune(told, resume=True, observers=[events.append]).finished
+    assert fine_tune(told, resume=True, observers=[events.append]).finished
     assert [event.step for event in events if isinstance(event, Started)] == [4]
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     stages = [read_ledger(checkpoint.resolve(tmp_path / name))[-1] for name in ("killed", "whole")]
@@ -147,38 +147,38 @@ def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, kind):
 
 def test_other_data_is_refused_on_resume(settings, tmp_path):
     told = settings()
-    finetune(told)
+    fine_tune(told)
     (tmp_path / "rows.json").write_text(json.dumps(ROWS[:30]))
     with pytest.raises(ClearheadError, match="trained on other examples"):
-        finetune(told, resume=True)
+        fine_tune(told, resume=True)
 
 
 def test_frozen_blocks_stay_as_they_are(settings, base):
-    result = finetune(settings(freeze_to=1))
+    result = fine_tune(settings(freeze_to=1))
     before = dict(checkpoint.load_model(checkpoint.resolve(base)).named_parameters())
     for name, parameter in checkpoint.load_model(result.checkpoint).named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == (not name.startswith(("blocks.0", "token_", "position_"))), name
     with pytest.raises(ClearheadError, match="freeze_to is 3; the model has 2 blocks"):
-        finetune(settings(freeze_to=3, out=settings().out.with_name("other")))
+        fine_tune(settings(freeze_to=3, out=settings().out.with_name("other")))
 
 
 def test_epochs_become_steps(settings):
     told = settings(steps=None, epochs=2.0, batch_size=3, packed=False)
-    assert finetune(told).step == 2 * 12  # 36 of the 40 rows are learnt from, three at a time
+    assert fine_tune(told).step == 2 * 12  # 36 of the 40 rows are learnt from, three at a time
 
 
 def test_bad_rows_stop_it_or_are_counted(settings, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([*ROWS, {"instruction": "x"}]))
     with pytest.raises(ClearheadError, match=r"row 41: it has no 'output'.*--skip-bad"):
-        finetune(settings())
-    result = finetune(settings(skip_bad=True, out=tmp_path / "skipped"))
+        fine_tune(settings())
+    result = fine_tune(settings(skip_bad=True, out=tmp_path / "skipped"))
     assert read_ledger(result.checkpoint)[-1].data[0]["skipped"] == 1
 
 
 def test_held_out_examples_of_their_own(settings, tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(ROWS[:5]))
-    result = finetune(settings(val_data=tmp_path / "val.json"))
+    result = fine_tune(settings(val_data=tmp_path / "val.json"))
     assert [one["rows"] for one in read_ledger(result.checkpoint)[-1].data] == [40, 5]
 
 
@@ -200,11 +200,11 @@ def test_what_is_not_said(settings, tmp_path):
     from pathlib import Path
 
     with pytest.raises(ClearheadError, match="which model to start from is not said"):
-        finetune(settings(base=Path()))
+        fine_tune(settings(base=Path()))
     with pytest.raises(ClearheadError, match="what to learn from is not said"):
-        finetune(settings(data=Path()))
+        fine_tune(settings(data=Path()))
     with pytest.raises(ClearheadError, match="says of no kind"):
-        finetune(settings(FinetuneConfig))
+        fine_tune(settings(FinetuneConfig))
 
 
 def test_a_classifier_cannot_answer(settings, tmp_path, base):
@@ -213,11 +213,11 @@ def test_a_classifier_cannot_answer(settings, tmp_path, base):
     model = GPT(replace(SHAPE, labels=("ham", "spam"), tied_head=False))
     checkpoint.save(tmp_path / "labels", model, tokenizer)
     with pytest.raises(ClearheadError, match="tells ham, spam apart and writes no text"):
-        finetune(settings(base=tmp_path / "labels"))
+        fine_tune(settings(base=tmp_path / "labels"))
 
 
 def test_the_loss_is_the_one_asked_for(settings):
-    result = finetune(settings(PreferConfig, loss=PreferenceLoss(kind="ipo", beta=0.5)))
+    result = fine_tune(settings(PreferConfig, loss=PreferenceLoss(kind="ipo", beta=0.5)))
     before = read_ledger(result.checkpoint)[-1].before
     assert before["val_loss"] == pytest.approx(1.0, abs=1e-4)  # (0 − 1/(2β))²
     assert before["unit"] == "nats a pair"

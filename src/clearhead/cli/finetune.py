@@ -23,7 +23,7 @@ from clearhead.recipes.finetune import (
     FinetuneConfig,
     InstructConfig,
     PreferConfig,
-    finetune,
+    fine_tune,
     prepare_task,
 )
 from clearhead.recipes.ledger import read_ledger
@@ -133,7 +133,7 @@ def _run(parsed: ClassifyArguments | InstructArguments | PreferArguments) -> int
         if parsed.tensorboard:
             observers.append(stack.enter_context(TensorBoard(settings.out / "tensorboard")))
         try:
-            result = finetune(settings, resume=parsed.resume, observers=observers)
+            result = fine_tune(settings, resume=parsed.resume, observers=observers)
         except KeyboardInterrupt:
             watch.close()
             if (settings.out / "checkpoints").exists():

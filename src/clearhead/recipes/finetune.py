@@ -168,7 +168,7 @@ class ClassifyConfig(FinetuneConfig):
     """Texts in one update: the effective batch."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            kind="muon", learning_rate=1e-3, muon_learning_rate=5e-3
+            kind="adamw", learning_rate=1e-3, beta2=0.999, weight_decay=0.01
         )
     )
     """Which optimiser, and how fast."""
@@ -190,7 +190,7 @@ class ClassifyConfig(FinetuneConfig):
         )
 
 
-def finetune(
+def fine_tune(
     settings: FinetuneConfig, *, resume: bool = False, observers: Sequence[Observer] = ()
 ) -> TrainingResult:
     """Fine-tune a model, or go on where a run was left.
