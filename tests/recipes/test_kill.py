@@ -7,10 +7,14 @@ import sys
 import time
 
 import pytest
+import torch
 
 from clearhead import checkpoint
+from clearhead.model import GPT, GPTConfig
+from clearhead.tokenizer import build_tokenizer
 
-SCRIPT = """
+SCRIPTS = {
+    "pretrain": """
 import sys
 from pathlib import Path
 import torch
@@ -25,11 +29,38 @@ pretrain(
     resume=True,
     on_prepare=lambda done, of: None,
 )
-"""
+""",
+    "fine_tune": """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from clearhead import InstructConfig, fine_tune
+here = Path(sys.argv[1]).parent
+fine_tune(
+    InstructConfig(
+        base=here / "base", data=here / "rows.json", out=Path(sys.argv[2]), steps=60, batch_size=4,
+        evaluate_every=5, device="cpu", dtype="bfloat16", plain_text=sys.argv[1], packed=False,
+    ),
+    resume=True,
+)
+""",
+}
 
 
-def begin(text, run):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(text), str(run)])
+def begin(kind, text, run):
+    return subprocess.Popen([sys.executable, "-c", SCRIPTS[kind], str(text), str(run)])
+
+
+def make_base(folder):
+    """Write a tiny model and rows to teach it with."""
+    torch.manual_seed(0)
+    shape = GPTConfig(
+        vocab_size=257, context_length=64, d_model=32, n_heads=2, n_layers=2, dropout=0.1
+    )
+    checkpoint.save(folder / "base", GPT(shape), build_tokenizer("bytes"))
+    rows = [{"instruction": f"Say {n}.", "output": f"{n}!"} for n in range(80)]
+    (folder / "rows.json").write_text(json.dumps(rows))
 
 
 def curve(run):
@@ -39,15 +70,17 @@ def curve(run):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path, kind):
+    make_base(tmp_path)
     text = tmp_path / "text.txt"
     text.write_text("<|endoftext|>".join("one two three four five six. " * n for n in range(9, 90)))
-    assert begin(text, tmp_path / "quiet").wait() == 0
+    assert begin(kind, text, tmp_path / "quiet").wait() == 0
     run = tmp_path / "killed"
     chance = random.Random(20)
     kills = 0
     for _ in range(7):
-        process = begin(text, run)
+        process = begin(kind, text, run)
         steps = len((run / "metrics.jsonl").read_text().splitlines()) if kills else 0
         deadline = time.monotonic() + 60
         wanted = steps + chance.randrange(1, 12)
@@ -60,7 +93,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
         process.kill()
         kills += process.wait() == -9
     assert kills >= 4
-    assert begin(text, run).wait() == 0
+    assert begin(kind, text, run).wait() == 0
     assert curve(run) == curve(tmp_path / "quiet")
     whole, resumed = (checkpoint.resolve(folder) for folder in (tmp_path / "quiet", run))
     assert whole.name == resumed.name
