@@ -1,6 +1,15 @@
 """Fine-tuning: a data set, a loss and a transform each; the loop is train's."""
 
 from clearhead.finetune.instruct import Answers, Example, encode_conversation, messages_of
+from clearhead.finetune.lora import (
+    LoRAConfig,
+    add_lora,
+    lora_config,
+    lora_parameters,
+    merge_lora,
+    remove_lora,
+    use_adapter,
+)
 from clearhead.finetune.preference import (
     Pairs,
     PreferenceLoss,
@@ -15,15 +24,22 @@ __all__ = [
     "Answers",
     "Example",
     "Examples",
+    "LoRAConfig",
     "Pairs",
     "PreferenceLoss",
     "Preferences",
     "Row",
+    "add_lora",
     "answer_log_probabilities",
     "encode_conversation",
     "encode_pair",
+    "lora_config",
+    "lora_parameters",
+    "merge_lora",
     "messages_of",
     "pair_of",
     "read_examples",
+    "remove_lora",
     "text_of",
+    "use_adapter",
 ]
