@@ -88,8 +88,10 @@ class LoRALinear(Linear):
     @property
     def adapter(self) -> Adapter | None:
         """The adapter in use; None where it has none on this layer."""
-        found = self.adapters[self.in_use] if self.in_use in self.adapters else None
-        assert found is None or isinstance(found, Adapter)
+        if self.in_use is None or self.in_use not in self.adapters:
+            return None
+        found = self.adapters[self.in_use]
+        assert isinstance(found, Adapter)
         return found
 
     def forward(self, x: Float[Tensor, "*n K"]) -> Float[Tensor, "*n N"]:
