@@ -50,7 +50,8 @@ def save(
 
     Raises:
         ClearheadError: The folder exists, the tokenizer is another model's, the model has weights
-            that the files have no place for, or they cannot be written. Nothing of the attempt is left, and earlier checkpoints are as they were.
+            that the files have no place for, or they cannot be written. Nothing of the attempt is
+            left, and earlier checkpoints are as they were.
     """
     check_tokenizer(folder, model.config, tokenizer)
     source = ModelSource(model)

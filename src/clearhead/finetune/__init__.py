@@ -1,5 +1,6 @@
 """Fine-tuning: a data set, a loss and a transform each; the loop is train's."""
 
+from clearhead.finetune.adapter import load_adapter, save_adapter
 from clearhead.finetune.instruct import Answers, Example, encode_conversation, messages_of
 from clearhead.finetune.lora import (
     LoRAConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "answer_log_probabilities",
     "encode_conversation",
     "encode_pair",
+    "load_adapter",
     "lora_config",
     "lora_parameters",
     "merge_lora",
@@ -40,6 +42,7 @@ __all__ = [
     "pair_of",
     "read_examples",
     "remove_lora",
+    "save_adapter",
     "text_of",
     "use_adapter",
 ]

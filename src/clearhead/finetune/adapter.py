@@ -95,27 +95,25 @@ def load_adapter(
     with AdapterSource(folder, base) as source:
         if verify and (folder / OWN / f"{_BASE}.json").is_file():
             _check_base(folder, source.base)
-        try:
-            config = LoRAConfig(**asdict(source.settings))
-        except ClearheadError as error:
-            raise ClearheadError(f"{folder / ADAPTER_CONFIG}: {error}") from error
         tokenizer = load_tokenizer(folder if (folder / TOKENIZER[0]).exists() else source.base)
         checkpoint.check_tokenizer(folder, source.config, tokenizer)
         model = checkpoint.load_model(
             source.base, device=device, dtype=dtype or source.dtype, verify=verify
         )
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            add_lora(model, config)
-            parameters = lora_parameters(model)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                add_lora(model, LoRAConfig(**asdict(source.settings)))
+        except ClearheadError as error:
+            raise ClearheadError(f"{folder / ADAPTER_CONFIG}: {error}") from error
+        parameters = lora_parameters(model)
+        with torch.no_grad():
             for factor in source.factors:
                 parameters[factor.ours].copy_(source.read(factor))
     return model, tokenizer
 
 
 def _check_base(folder: Path, base: Path) -> None:
-    noted, found = checkpoint.load_document(folder, _BASE).get("sha256"), weight_digests(base)
-    if noted != found:
+    if checkpoint.load_document(folder, _BASE).get("sha256") != weight_digests(base):
         raise ClearheadError(
-            f"{base} does not hold the weights that {folder} was trained on: their SHA-256 "
-            f"{'differs' if isinstance(noted, dict) and noted.keys() == found.keys() else 'is of other files'}"
+            f"{base} does not hold the weights that {folder} was trained on: their SHA-256 differs"
         )

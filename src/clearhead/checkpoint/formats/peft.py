@@ -143,7 +143,7 @@ class AdapterSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._file.__exit__(kind, error, trace)
 
 
 def write_adapter(
