@@ -27,7 +27,7 @@ from clearhead.model import GPT, GPTConfig
 from clearhead.tokenizer import build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "checkpoint"))
-from fuzz import fuzz  # noqa: E402
+from fuzz import fuzz
 
 SHAPE = GPTConfig(vocab_size=257, context_length=16, d_model=16, n_heads=2, n_layers=2)
 TOKENS = torch.arange(32).view(2, 16)

@@ -18,6 +18,7 @@ from clearhead.checkpoint.formats.huggingface import (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
+    check_whole,
     open_huggingface,
     write_huggingface,
 )
@@ -113,6 +114,7 @@ def load(
     Raises:
         ClearheadError: A file is missing or damaged, or the files do not fit together.
     """
+    check_whole(folder)
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS, *TOKENIZER)
     with open_huggingface(folder, with_tokenizer=False) as source:
@@ -129,6 +131,7 @@ def load_model(
     verify: bool = True,
 ) -> GPT:
     """Load a checkpoint's model alone; see `load`."""
+    check_whole(folder)
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS)
     with open_huggingface(folder, with_tokenizer=False) as source:

@@ -170,6 +170,18 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file()
 
 
+def check_whole(path: Path) -> None:
+    """Check that a folder is no adapter.
+
+    Raises:
+        ClearheadError: It is one.
+    """
+    if is_adapter(path):
+        raise ClearheadError(
+            f"{path} is an adapter; make a whole model of it with clearhead merge DIR --out DIR"
+        )
+
+
 def open_huggingface(
     path: Path, vocab_size: int | None = None, *, with_tokenizer: bool = True
 ) -> Source:
@@ -183,10 +195,7 @@ def open_huggingface(
     Raises:
         ClearheadError: A file is missing or damaged, or the files do not fit together.
     """
-    if is_adapter(path):
-        raise ClearheadError(
-            f"{path} is an adapter; make a whole model of it with clearhead merge DIR --out DIR"
-        )
+    check_whole(path)
     config = config_from_json(read_json(path / CONFIG), str(path / CONFIG))
     tokenizer = _tokenizer(path, config) if with_tokenizer else None
     with ExitStack() as stack:
