@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from clearhead.recipes.generate import Completion, generate
     from clearhead.recipes.load import load
+    from clearhead.recipes.merge import Merge, merge_checkpoint
     from clearhead.recipes.pretrain import PretrainConfig, load_config, pretrain, recipe
     from clearhead.recipes.tokenize import bytes_per_token, train_tokenizer
     from clearhead.tokenizer import (
@@ -47,6 +48,7 @@ __all__ = [
     "GPTConfig",
     "KVCache",
     "Manifest",
+    "Merge",
     "PretrainConfig",
     "SamplingConfig",
     "TokenDataset",
@@ -65,6 +67,7 @@ __all__ = [
     "load",
     "load_config",
     "load_tokenizer",
+    "merge_checkpoint",
     "prepare",
     "preset",
     "pretrain",
@@ -88,6 +91,7 @@ _HOMES = {
     "GPTConfig": "model.GPTConfig",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
+    "Merge": "recipes.merge.Merge",
     "PretrainConfig": "recipes.pretrain.PretrainConfig",
     "SamplingConfig": "engine.SamplingConfig",
     "TokenDataset": "data.TokenDataset",
@@ -106,6 +110,7 @@ _HOMES = {
     "load": "recipes.load.load",
     "load_config": "recipes.pretrain.load_config",
     "load_tokenizer": "tokenizer.load_tokenizer",
+    "merge_checkpoint": "recipes.merge.merge_checkpoint",
     "prepare": "data.prepare",
     "preset": "model.preset",
     "pretrain": "recipes.pretrain.pretrain",

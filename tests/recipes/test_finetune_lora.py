@@ -1,6 +1,7 @@
 """Fine-tuning by adapters alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.lens import lens_model
 from clearhead.recipes.load import load
 from clearhead.recipes.pretrain import PretrainConfig, pretrain
+from clearhead.recipes.run_folder import load_settings
 from clearhead.train import OptimizerConfig, Started, Stepped
 
 SHAPE = GPTConfig(vocab_size=257, context_length=96, d_model=16, n_heads=2, n_layers=2, dropout=0.1)
@@ -124,10 +126,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, kind, optimizer):
 
 
 def test_a_run_goes_on_with_the_base_that_it_began_with(settings, tmp_path, base):
-    from dataclasses import replace
-
-    from clearhead.recipes.run_folder import load_settings
-
     def interrupt(event):
         if isinstance(event, Stepped) and event.step == 3:
             raise InterruptedError

@@ -55,6 +55,9 @@ VERBS = {
         "DIR --data FILE --out DIR",
         "teach a model which of two answers is better",
     ),
+    "merge": Verb(
+        "merge", "merge", "DIR --out DIR", "make one checkpoint of an adapter and its model"
+    ),
     "data prepare": Verb(
         "data",
         "prepare",
