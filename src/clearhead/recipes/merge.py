@@ -43,8 +43,9 @@ def merge_checkpoint(
         base: The model's folder, where it is no longer the one that the adapter names.
 
     Raises:
-        ClearheadError: It is no adapter, a file is damaged, or a logit of the merged model differs
-            by more than 1e-4 of the largest (or of 1). Nothing is written then.
+        ClearheadError: It is no adapter, a file is damaged, logits are not finite, or one of the
+            merged model differs by more than 1e-4 of the largest (or of 1). Nothing is written
+            then.
     """
     folder = checkpoint.resolve(path, which)
     if not checkpoint.is_adapter(folder):
@@ -55,12 +56,16 @@ def merge_checkpoint(
     batches = sequences(model.config, tokenizer.end_of_text)
     live = _logits(model, batches)
     merge_lora(model)
-    names = ("the live adapter", "the merged weights")
     merged = _logits(model, batches)
+    if not all(logits.isfinite().all() for logits in [*live, *merged]):
+        raise ClearheadError(
+            f"{folder}: its logits are infinite or not a number; there is nothing to merge"
+        )
+    names = ("the live adapter", "the merged weights")
     agreement = compare_logits(batches, live, merged, names, at=LAST, independent=False)
     difference = agreement.max_abs_logit_difference
     limit = TOLERANCES["f32"].logit * max(1.0, agreement.largest_logit)
-    if not difference <= limit:
+    if difference > limit:
         raise ClearheadError(
             f"{folder}: merged, a logit differs by {difference:.2g}, more than the {limit:.2g} "
             "that rounding explains; use the adapter as it is"
