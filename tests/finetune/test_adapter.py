@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,31 @@ def test_no_weights_are_lost_on_saving(base, tokenizer, tmp_path):
     with pytest.raises(ClearheadError, match="no adapter of the model is in use"):
         save_adapter(tmp_path / "adapter", model, tokenizer, base=base)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_of_another_shape_is_refused(base, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = GPT(replace(SHAPE, labels=("ham", "spam"), tied_head=False))
+    add_lora(model, LoRAConfig(rank=2))
+    with pytest.raises(ClearheadError, match="base is of another shape than the model"):
+        save_adapter(tmp_path / "adapter", model, tokenizer, base=base)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifiers_adapter_is_pefts_too(tokenizer, tmp_path):
+    import peft
+    from transformers import GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    model = GPT(replace(SHAPE, labels=("ham", "spam"), tied_head=False)).eval()
+    checkpoint.save(tmp_path / "base", model, tokenizer)
+    ours = adapted(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", ours, tokenizer, base=tmp_path / "base")
+    theirs = GPT2ForSequenceClassification.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    tokens = TOKENS + 60
+    found = load_adapter(tmp_path / "adapter")[0](tokens)[:, -1]
+    torch.testing.assert_close(loaded(tokens).logits, found, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

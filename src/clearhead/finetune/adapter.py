@@ -50,8 +50,9 @@ def save_adapter(
         documents: As in `checkpoint.save`.
 
     Raises:
-        ClearheadError: No adapter is in use, the folder exists, the tokenizer is another model's,
-            or the files cannot be written. Nothing of the attempt is left.
+        ClearheadError: No adapter is in use, the base is of another shape, the folder exists, the
+            tokenizer is another model's, or the files cannot be written. Nothing of the attempt is
+            left.
     """
     config = lora_config(model)
     if config is None:
@@ -63,7 +64,8 @@ def save_adapter(
         write_adapter(temporary, model.config, settings, lora_parameters(model), base)
         save_tokenizer(tokenizer, temporary)
 
-    noted = {"path": str(base.resolve()), "sha256": weight_digests(base)}
+    digests = weight_digests(base, model.config)
+    noted = {"path": str(base.resolve()), "sha256": digests}
     checkpoint.save_folder(folder, write, tensors=tensors, documents={**documents, _BASE: noted})
 
 
@@ -94,7 +96,7 @@ def load_adapter(
         checkpoint.verify(folder, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER)
     with AdapterSource(folder, base) as source:
         if verify and (folder / OWN / f"{_BASE}.json").is_file():
-            _check_base(folder, source.base)
+            _check_base(folder, source)
         tokenizer = load_tokenizer(folder if (folder / TOKENIZER[0]).exists() else source.base)
         checkpoint.check_tokenizer(folder, source.config, tokenizer)
         model = checkpoint.load_model(
@@ -112,8 +114,9 @@ def load_adapter(
     return model, tokenizer
 
 
-def _check_base(folder: Path, base: Path) -> None:
-    if checkpoint.load_document(folder, _BASE).get("sha256") != weight_digests(base):
+def _check_base(folder: Path, source: AdapterSource) -> None:
+    noted = checkpoint.load_document(folder, _BASE).get("sha256")
+    if noted != weight_digests(source.base, source.config):
         raise ClearheadError(
-            f"{base} does not hold the weights that {folder} was trained on: their SHA-256 differs"
+            f"{source.base} does not hold the weights that {folder} was trained on: their SHA-256 differs"
         )

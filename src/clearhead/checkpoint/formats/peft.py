@@ -20,6 +20,7 @@ from clearhead.checkpoint.formats.huggingface import (
     open_huggingface,
 )
 from clearhead.checkpoint.formats.source import several
+from clearhead.checkpoint.formats.table import our_weights
 from clearhead.checkpoint.tensors import DTYPES, Entry, TensorFile, write_tensors
 from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
@@ -185,14 +186,20 @@ def write_adapter(
     write_tensors(folder / ADAPTER_WEIGHTS, header, lambda theirs: tensors[factors[theirs]])
 
 
-def weight_digests(base: Path) -> dict[str, str]:
+def weight_digests(base: Path, config: GPTConfig) -> dict[str, str]:
     """Return the SHA-256 of each file of a model's weights, by its name.
 
+    Args:
+        base: The model's folder.
+        config: The shape that it has to have.
+
     Raises:
-        ClearheadError: It is no checkpoint, or damaged.
+        ClearheadError: It is no checkpoint, damaged, or of another shape.
     """
     with open_huggingface(base, with_tokenizer=False) as source:
-        files = source.files[1:]  # the first is the config
+        found, files = source.config, source.files[1:]  # the first is the config
+    if dict(our_weights(found)) != dict(our_weights(config)):
+        raise ClearheadError(f"{base} is of another shape than the model that the adapter is on")
     try:
         return {one.name: digest(one) for one in files}
     except OSError as error:
