@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clearhead.recipes.generate import Completion, generate
     from clearhead.recipes.ledger import Stage, read_ledger
     from clearhead.recipes.load import load
+    from clearhead.recipes.merge import Merge, merge_checkpoint
     from clearhead.recipes.pretrain import PretrainConfig, load_config, pretrain, recipe
     from clearhead.recipes.tokenize import bytes_per_token, train_tokenizer
     from clearhead.tokenizer import (
@@ -58,6 +59,7 @@ __all__ = [
     "InstructConfig",
     "KVCache",
     "Manifest",
+    "Merge",
     "Metrics",
     "Predictions",
     "PreferConfig",
@@ -83,6 +85,7 @@ __all__ = [
     "load",
     "load_config",
     "load_tokenizer",
+    "merge_checkpoint",
     "prepare",
     "preset",
     "pretrain",
@@ -109,6 +112,7 @@ _HOMES = {
     "Manifest": "data.Manifest",
     "Metrics": "finetune.Metrics",
     "Predictions": "finetune.Predictions",
+    "Merge": "recipes.merge.Merge",
     "PretrainConfig": "recipes.pretrain.PretrainConfig",
     "SamplingConfig": "engine.SamplingConfig",
     "TokenDataset": "data.TokenDataset",
@@ -129,6 +133,7 @@ _HOMES = {
     "load": "recipes.load.load",
     "load_config": "recipes.pretrain.load_config",
     "load_tokenizer": "tokenizer.load_tokenizer",
+    "merge_checkpoint": "recipes.merge.merge_checkpoint",
     "prepare": "data.prepare",
     "preset": "model.preset",
     "pretrain": "recipes.pretrain.pretrain",

@@ -37,16 +37,17 @@ def folder(tmp_path_factory):
         pairs = [json.loads(block) for block in blocks("prefer.md", "json")]
         Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs * 8))
         assert main(shlex.split(TINY)) == 0
-        first = next(line for line in commands("instruct.md") if "--epochs" in line)
+        first = next(line for line in commands("instruct.md") if "assistant --epochs" in line)
         assert main(shlex.split(first.replace("--epochs 3", SMALL))[1:]) == 0
     return folder
 
 
 def test_the_page_on_answers(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    found = [line for line in commands("instruct.md") if "--epochs" not in line]
-    assert len(found) == 4
-    for command in found:
+    few = SMALL.replace("122", "2")
+    found = [line for line in commands("instruct.md") if "assistant --epochs" not in line]
+    assert len(found) == 6
+    for command in [line.replace("--epochs 3", few) for line in found]:
         extra = " --tokens 4" if command.startswith("clearhead generate") else ""
         assert main(shlex.split(command + extra)[1:]) == 0, (command, capsys.readouterr())
 

@@ -2,14 +2,17 @@
 
 from clearhead.checkpoint.checksums import verify
 from clearhead.checkpoint.folder import (
+    check_tokenizer,
     load,
     load_document,
     load_model,
     load_tensors,
     replace_document,
     save,
+    save_folder,
 )
-from clearhead.checkpoint.info import CheckpointInfo, describe
+from clearhead.checkpoint.formats.huggingface import is_adapter
+from clearhead.checkpoint.info import AdapterInfo, CheckpointInfo, describe
 from clearhead.checkpoint.runs import (
     Best,
     checkpoint_path,
@@ -23,10 +26,13 @@ from clearhead.checkpoint.runs import (
 )
 
 __all__ = [
+    "AdapterInfo",
     "Best",
     "CheckpointInfo",
+    "check_tokenizer",
     "checkpoint_path",
     "describe",
+    "is_adapter",
     "list_checkpoints",
     "load",
     "load_document",
@@ -39,6 +45,7 @@ __all__ = [
     "replace_document",
     "resolve",
     "save",
+    "save_folder",
     "step_of",
     "verify",
 ]

@@ -80,6 +80,17 @@ def is_sealed(folder: Path) -> bool:
     return (folder / OWN).is_dir()
 
 
+def digest(path: Path) -> str:
+    """Return a file's SHA-256 as its sealed folder lists it; of another's file, as it is.
+
+    Raises:
+        ClearheadError: The list is damaged.
+        OSError: The file cannot be read.
+    """
+    listed = _read_sums(path.parent) if is_sealed(path.parent) else {}
+    return listed[path.name][1] if path.name in listed else sha256_file(path)
+
+
 def verify(folder: Path, *needed: str) -> None:
     """Check that all files have their sizes, and the needed ones (all by default) their content.
 

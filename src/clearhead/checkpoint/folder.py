@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from clearhead.checkpoint.formats.huggingface import (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
+    check_whole,
     open_huggingface,
     write_huggingface,
 )
@@ -49,17 +50,44 @@ def save(
         documents: The same for what JSON holds and `load_document` finds.
 
     Raises:
-        ClearheadError: The folder exists, the tokenizer is another model's, or the files cannot
-            be written. Nothing of the attempt is left, and earlier checkpoints are as they were.
+        ClearheadError: The folder exists, the tokenizer is another model's, the model has weights
+            that the files have no place for, or they cannot be written. Nothing of the attempt is
+            left, and earlier checkpoints are as they were.
+    """
+    check_tokenizer(folder, model.config, tokenizer)
+    source = ModelSource(model)
+
+    def write(temporary: Path) -> None:
+        write_huggingface(source, temporary, tokenizer)
+
+    save_folder(folder, write, tensors=tensors, documents=documents)
+
+
+def save_folder(
+    folder: Path,
+    write: Callable[[Path], None],
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]] = _NOTHING,
+    documents: Mapping[str, Mapping[str, Any]] = _NOTHING,
+) -> None:
+    """Make a sealed folder, wholly or not at all.
+
+    Args:
+        folder: The folder to make; it must not exist.
+        write: Writes what others read of it, into an empty folder.
+        tensors: As in `save`.
+        documents: As in `save`.
+
+    Raises:
+        ClearheadError: As in `save`.
     """
     _check_names([*tensors, *documents])
-    _check_tokenizer(folder, model.config, tokenizer)
     if folder.exists():
         raise ClearheadError(f"{folder} exists already; delete it, or save under another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         _make_parent(folder)
-        _write(temporary, model, tokenizer, tensors, documents)
+        _write(temporary, write, tensors, documents)
         temporary.rename(folder)
         fsync_dir(folder.parent)
     except OSError as error:
@@ -86,11 +114,12 @@ def load(
     Raises:
         ClearheadError: A file is missing or damaged, or the files do not fit together.
     """
+    check_whole(folder)
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS, *TOKENIZER)
     with open_huggingface(folder, with_tokenizer=False) as source:
         tokenizer = load_tokenizer(folder)
-        _check_tokenizer(folder, source.config, tokenizer)
+        check_tokenizer(folder, source.config, tokenizer)
         return build(source, device, dtype), tokenizer
 
 
@@ -102,6 +131,7 @@ def load_model(
     verify: bool = True,
 ) -> GPT:
     """Load a checkpoint's model alone; see `load`."""
+    check_whole(folder)
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS)
     with open_huggingface(folder, with_tokenizer=False) as source:
@@ -140,15 +170,14 @@ def replace_document(folder: Path, name: str, document: Mapping[str, Any]) -> No
 
 def _write(
     folder: Path,
-    model: GPT,
-    tokenizer: Tokenizer,
+    write: Callable[[Path], None],
     tensors: Mapping[str, Mapping[str, Tensor]],
     documents: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write every file of a checkpoint, to the disk."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / OWN).mkdir(parents=True)
-    write_huggingface(ModelSource(model), folder, tokenizer)
+    write(folder)
     for name, group in tensors.items():
         header = {key: Entry.of(tensor) for key, tensor in group.items()}
         write_tensors(folder / OWN / f"{name}.safetensors", header, group.__getitem__)
@@ -169,7 +198,12 @@ def _check_names(names: list[str]) -> None:
             raise ValueError(f"a checkpoint cannot hold something called {name!r}")
 
 
-def _check_tokenizer(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+def check_tokenizer(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Check that a tokenizer is a model's.
+
+    Raises:
+        ClearheadError: It has another vocabulary; the message names the folder.
+    """
     if tokenizer.vocab_size != config.vocab_size:
         raise ClearheadError(
             f"{folder}: the model has a vocabulary of {config.vocab_size}, its tokenizer "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from clearhead.checkpoint.checksums import read_json, write_json
-from clearhead.checkpoint.formats.huggingface import CONFIG
+from clearhead.checkpoint.formats.huggingface import CONFIG, is_adapter
 from clearhead.errors import ClearheadError
 from clearhead.files import fsync_dir
 
@@ -84,7 +84,7 @@ def resolve(path: Path, which: Literal["newest", "best"] = "newest") -> Path:
         raise ClearheadError(f"{path} does not exist; give the folder of a run or of a checkpoint")
     if not path.is_dir():
         raise ClearheadError(f"{path} is a file; give the folder of a run or of a checkpoint")
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() or is_adapter(path):
         return path
     if not (path / _CHECKPOINTS).is_dir():
         raise ClearheadError(

@@ -8,7 +8,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from clearhead import checkpoint
-from clearhead.checkpoint import Best, CheckpointInfo
+from clearhead.checkpoint import AdapterInfo, Best, CheckpointInfo
 from clearhead.checkpoint.checksums import is_sealed
 from clearhead.cli import show
 from clearhead.cli.parse import Flag, parse
@@ -45,6 +45,7 @@ def info(arguments: Sequence[str], prog: str) -> int:
         "dtype": described.dtype,
         "tokenizer": described.tokenizer,
         "config": asdict(described.config),
+        "adapter": _adapter(described.adapter),
         "best": asdict(best) if best else None,
         "files": described.files,
         "checksums": damage if damage else "hold" if is_sealed(described.path) else "none",
@@ -73,6 +74,13 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
+def _adapter(adapter: AdapterInfo | None) -> dict[str, Any] | None:
+    if adapter is None:
+        return None
+    settings = {**asdict(adapter.settings), "parameters": adapter.n_parameters}
+    return {"base": str(adapter.base), **settings}
+
+
 def _best_before(described: CheckpointInfo) -> Best | None:
     """Return the best evaluation up to the moment when a checkpoint was saved."""
     match described.documents.get("trainer"):
@@ -94,13 +102,16 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _show(report: dict[str, Any], described: CheckpointInfo) -> None:
-    run, best = report["run"], report["best"]
+    run, best, adapter = report["run"], report["best"], report["adapter"]
     unit = "nats a text" if described.config.labels else "nats a token"
     show.facts(
         {
             "checkpoint": report["checkpoint"],
             "step": report["step"],
             "parameters": f"{report['parameters']:,} ({report['dtype']})",
+            "adapter": adapter
+            and f"rank {adapter['rank']} on {', '.join(adapter['targets'])}; "
+            f"{adapter['parameters']:,} weights beside those of {adapter['base']}",
             "tokenizer": report["tokenizer"],
             "labels": ", ".join(described.config.labels) or None,
             "model": ", ".join(f"{name}={value}" for name, value in report["config"].items()),

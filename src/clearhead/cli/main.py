@@ -67,6 +67,9 @@ VERBS = {
         "DIR --text TEXT | --data FILE",
         "tell what a text is, or how well a classifier does",
     ),
+    "merge": Verb(
+        "merge", "merge", "DIR --out DIR", "make one checkpoint of an adapter and its model"
+    ),
     "data prepare": Verb(
         "data",
         "prepare",

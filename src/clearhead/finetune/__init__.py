@@ -1,5 +1,6 @@
 """Fine-tuning: a data set, a loss and a transform each; the loop is train's."""
 
+from clearhead.finetune.adapter import load_adapter, save_adapter
 from clearhead.finetune.classified import (
     Calibration,
     CalibrationBin,
@@ -22,6 +23,15 @@ from clearhead.finetune.labelled import (
     labelled_text,
     split_texts,
 )
+from clearhead.finetune.lora import (
+    LoRAConfig,
+    add_lora,
+    lora_config,
+    lora_parameters,
+    merge_lora,
+    remove_lora,
+    use_adapter,
+)
 from clearhead.finetune.pictures import save_metrics
 from clearhead.finetune.preference import (
     Pairs,
@@ -43,6 +53,7 @@ __all__ = [
     "Example",
     "Examples",
     "LabelledText",
+    "LoRAConfig",
     "Metrics",
     "Pairs",
     "Parts",
@@ -50,6 +61,7 @@ __all__ = [
     "PreferenceLoss",
     "Preferences",
     "Row",
+    "add_lora",
     "answer_log_probabilities",
     "bootstrap_interval",
     "calibrate",
@@ -61,12 +73,19 @@ __all__ = [
     "label_model",
     "label_of",
     "labelled_text",
+    "load_adapter",
+    "lora_config",
+    "lora_parameters",
     "measure",
+    "merge_lora",
     "messages_of",
     "pair_of",
     "predict",
     "read_examples",
+    "remove_lora",
+    "save_adapter",
     "save_metrics",
     "split_texts",
     "text_of",
+    "use_adapter",
 ]

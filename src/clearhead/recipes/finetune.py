@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -18,14 +19,18 @@ from clearhead.finetune import (
     Balance,
     Example,
     Examples,
+    LoRAConfig,
     PreferenceLoss,
     Preferences,
     Row,
+    add_lora,
     encode_conversation,
     encode_pair,
+    lora_config,
     messages_of,
     pair_of,
     read_examples,
+    save_adapter,
 )
 from clearhead.model import GPT
 from clearhead.recipes.classify import (
@@ -46,6 +51,7 @@ from clearhead.recipes.ledger import (
     read_ledger,
     text_loss,
 )
+from clearhead.recipes.load import load
 from clearhead.recipes.run_folder import claim, write_run
 from clearhead.tokenizer import CHAT_TEMPLATE, Tokenizer
 from clearhead.train import (
@@ -97,6 +103,12 @@ class FinetuneConfig(TrainConfig):
     """Times to go through the examples; 3 unless `steps` or `minutes` says how long."""
     freeze_to: int = 0
     """Leave the embeddings and this many of the first blocks as they are."""
+    lora: int | None = None
+    """Rank of LoRA adapters; all weights are learnt without."""
+    lora_alpha: float | None = None
+    """The adapters are added alpha / rank times; alpha is 2·rank by default."""
+    lora_targets: tuple[str, ...] = ("qkv",)
+    """Layers of each block to adapt: qkv, out_proj, up, down."""
     plain_text: str = "pydocs"
     """Text on which the loss is measured before and after, to see what is forgotten."""
     batch_size: int = 8
@@ -124,6 +136,16 @@ class FinetuneConfig(TrainConfig):
             )
         if self.freeze_to < 0:
             raise ClearheadError(f"freeze_to is {self.freeze_to}; it must be 0 or more")
+        if self.lora is None and self.lora_alpha is not None:
+            raise ClearheadError("lora_alpha is given without lora, the adapters' rank")
+        self.adapter()
+
+    def adapter(self) -> LoRAConfig | None:
+        """Return the adapters to learn; None to learn the weights themselves."""
+        if self.lora is None:
+            return None
+        alpha = 2.0 * self.lora if self.lora_alpha is None else self.lora_alpha
+        return LoRAConfig(self.lora, alpha, self.lora_targets)
 
 
 @dataclass(frozen=True)
@@ -175,6 +197,11 @@ class ClassifyConfig(FinetuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lora is not None:
+            raise ClearheadError(
+                "a classifier's head is learnt with its other weights; leave lora out, and hold "
+                "blocks fixed by freeze_to"
+            )
         self.options()
 
     def options(self) -> ClassifyOptions:
@@ -225,10 +252,11 @@ def fine_tune(
         objective.refer_to(model, dtype)
     if newest:
         stages = _same_data(read_ledger(newest[0]), data, newest[0])
-        model = checkpoint.load_model(newest[0], device=settings.device)
+        model, _ = load(newest[0], device=settings.device)
     else:
         stages = [*read_ledger(base), _begin(settings, base, model, objective, tokenizer, data)]
-    freeze(model, settings.freeze_to)
+    torch.manual_seed(settings.seed)
+    save = _choose_weights(settings, model, stages[-1])
     write_run(run, settings)
     torch.manual_seed(settings.seed)
     trainer = Trainer(
@@ -240,6 +268,7 @@ def fine_tune(
         documents={"run": config.to_dict(settings), LEDGER: as_document(stages)},
         observers=observers,
         resume_from=newest[0] if newest else None,
+        save=save,
     )
     try:
         result = trainer.train()
@@ -334,6 +363,19 @@ def _classification(
     if settings.out.exists():
         save_texts(settings.out / "test.jsonl", task.parts.test)
     return model, task, tokenizer, [_described(found)]
+
+
+def _choose_weights(settings: FinetuneConfig, model: GPT, stage: Stage) -> Callable[..., None]:
+    """Leave to be learnt what is to be learnt, and return how that is saved."""
+    adapter = settings.adapter()
+    if adapter is not None and lora_config(model) is None:
+        add_lora(model, adapter)
+    freeze(model, settings.freeze_to)
+    if adapter is None or stage.started_from is None:
+        return checkpoint.save
+    learnt = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    _log.info("%s of %s weights are learnt", f"{learnt:,}", f"{model.n_parameters():,}")
+    return partial(save_adapter, base=Path(stage.started_from["path"]))
 
 
 def freeze(model: GPT, layers: int) -> None:
@@ -442,7 +484,7 @@ def _finish(
     dtype = getattr(torch, settings.dtype)
     best = checkpoint.resolve(settings.out, "best")
     for folder in dict.fromkeys([result.checkpoint, best]):
-        model = checkpoint.load_model(folder, device=settings.device)
+        model, _ = load(folder, device=settings.device)
         text = text_loss(model, tokenizer, settings.plain_text, dtype)
         step = checkpoint.step_of(folder) or 0
         finish(folder, task.evaluate(model, dtype), text, step)

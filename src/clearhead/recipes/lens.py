@@ -32,6 +32,7 @@ from clearhead.lens import (
     weights,
 )
 from clearhead.model import GPT
+from clearhead.recipes.load import load
 from clearhead.recipes.pretrain import pretrain, recipe
 from clearhead.tokenizer import Tokenizer
 
@@ -52,7 +53,7 @@ def attention_weights(path: Path, *, n_heads: int | None = None) -> Weights:
         ClearheadError: There are none, some are missing, or the file is damaged.
     """
     if not path.is_file():
-        return weights(checkpoint.load_model(checkpoint.resolve(path)))
+        return weights(lens_model(path))
     with TensorFile(path) as file:
         found = sorted(int(match[1]) for name in file.header if (match := _QKV.fullmatch(name)))
         if found != list(range(len(found))) or not found:
@@ -182,7 +183,10 @@ def quick_model(folder: Path, *, minutes: float = 0.2) -> Path:
 
 def lens_model(path: Path) -> GPT:
     """Load a model without its tokenizer, for measures of weights and of random tokens."""
-    return checkpoint.load_model(checkpoint.resolve(path))
+    folder = checkpoint.resolve(path)
+    if checkpoint.is_adapter(folder):
+        return load(folder, device="cpu", merged=True)[0]
+    return checkpoint.load_model(folder)
 
 
 class AblationLog:

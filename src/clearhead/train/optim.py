@@ -17,7 +17,7 @@ class OptimizerConfig:
     """Which optimiser, and how fast."""
 
     kind: Literal["adamw", "muon"] = "muon"
-    """adamw for all weights; or muon for the blocks' matrices and adamw for the rest."""
+    """adamw for all weights; or muon for the blocks' weight matrices and adamw for the rest."""
     learning_rate: float = 3e-3
     """AdamW's learning rate."""
     muon_learning_rate: float = 0.02
@@ -49,7 +49,8 @@ class OptimizerConfig:
 def build_optimizers(model: GPT, config: OptimizerConfig) -> list[Optimizer]:
     """Make the optimisers for all weights of `model` that are to be learnt.
 
-    Each group's `full_lr` is its full rate.
+    Each group's `full_lr` is its full rate. The factors that LoRA puts beside a weight are no
+    weights: Muon would make of each a rotation, so AdamW learns them, decayed as any matrix is.
 
     Source: AdamW, Loshchilov & Hutter 2019; Muon, Jordan et al. 2024.
     """
@@ -58,7 +59,8 @@ def build_optimizers(model: GPT, config: OptimizerConfig) -> list[Optimizer]:
     vectors = [p for p in learnt.values() if p.ndim != 2]
     hidden: list[nn.Parameter] = []
     if config.kind == "muon":
-        hidden = [matrices.pop(n) for n in list(matrices) if n.startswith("blocks.")]
+        weights = [n for n in matrices if n.startswith("blocks.") and n.endswith(".weight")]
+        hidden = [matrices.pop(n) for n in weights]
     adamw = AdamW(
         [
             {"params": list(matrices.values()), "weight_decay": config.weight_decay},

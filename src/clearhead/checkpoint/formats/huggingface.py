@@ -23,6 +23,7 @@ from clearhead.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, save
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _INDEX = "model.safetensors.index.json"
 _PICKLED = "pytorch_model.bin"
@@ -75,7 +76,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {  # what would make it another architectur
     "scale_attn_by_inverse_layer_idx": (False,),
 }
 _EXACT_GELU = {"gelu_new": False, "gelu_pytorch_tanh": False, "gelu": True}
-_STORED = ("F32", "F16", "BF16")
+STORED = ("F32", "F16", "BF16")
 
 
 def config_to_json(config: GPTConfig, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
@@ -161,7 +162,24 @@ def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
 
 def recognise(path: Path) -> bool:
     """Say whether it is a Hugging Face folder."""
-    return (path / CONFIG).is_file()
+    return (path / CONFIG).is_file() or is_adapter(path)
+
+
+def is_adapter(path: Path) -> bool:
+    """Say whether it is a folder with an adapter, which needs the model that it belongs to."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def check_whole(path: Path) -> None:
+    """Check that a folder is no adapter.
+
+    Raises:
+        ClearheadError: It is one.
+    """
+    if is_adapter(path):
+        raise ClearheadError(
+            f"{path} is an adapter; make a whole model of it with clearhead merge DIR --out DIR"
+        )
 
 
 def open_huggingface(
@@ -177,6 +195,7 @@ def open_huggingface(
     Raises:
         ClearheadError: A file is missing or damaged, or the files do not fit together.
     """
+    check_whole(path)
     config = config_from_json(read_json(path / CONFIG), str(path / CONFIG))
     tokenizer = _tokenizer(path, config) if with_tokenizer else None
     with ExitStack() as stack:
@@ -284,9 +303,9 @@ def _shards(path: Path) -> list[Path]:
 def _dtype(header: Mapping[str, Entry], where: Path, notes: list[str]) -> torch.dtype:
     """Return the widest type that the tensors are stored in."""
     kinds = {entry.dtype for name, entry in header.items() if not _is_mask(name)}
-    if strange := sorted(kinds - set(_STORED)):
+    if strange := sorted(kinds - set(STORED)):
         raise ClearheadError(
-            f"{where}: its tensors hold {', '.join(strange)}; clearhead reads {', '.join(_STORED)}"
+            f"{where}: its tensors hold {', '.join(strange)}; clearhead reads {', '.join(STORED)}"
         )
     if len(kinds) > 1:
         notes.append(f"stored as {' and '.join(sorted(kinds))}, read as F32")

@@ -172,7 +172,11 @@ _OVER_VOCABULARY = ("token_embedding.weight", "head.weight")
 
 
 class ModelSource(Source):
-    """A model in memory, as a source."""
+    """A model in memory, as a source.
+
+    Raises:
+        ClearheadError: It has more weights than a GPT has, which would be lost: live adapters.
+    """
 
     format = "model"
 
@@ -180,6 +184,12 @@ class ModelSource(Source):
         self.path, self.files, self.notes = Path(), [], []
         self.config, self.dtype, self.tokenizer = model.config, model.head.weight.dtype, tokenizer
         self._state = model.state_dict()
+        known = {name for name, _ in our_weights(model.config)} | {"head.weight"}
+        if surplus := [name for name in self._state if name not in known]:
+            raise ClearheadError(
+                f"the model has weights that belong to no plain GPT: {several(surplus)}; merge its "
+                "adapters first, or save them by save_adapter"
+            )
 
     def read(self, ours: str) -> Tensor:
         """Return a tensor by its name."""

@@ -98,7 +98,7 @@ def ablate(arguments: Sequence[str], prog: str) -> int:
 def model_and_texts(parsed: DataArguments) -> tuple[GPT, Int[Tensor, "N T"]]:
     """Load the model and the texts."""
     keep_freed_memory()
-    model, tokenizer = load(parsed.directory, device=parsed.device)
+    model, tokenizer = load(parsed.directory, device=parsed.device, merged=True)
     length = parsed.length or min(LENGTH, model.config.context_length)
     source = text(parsed.data, "--data")
     return model, read_texts(source, tokenizer, n_texts=parsed.texts, length=length)

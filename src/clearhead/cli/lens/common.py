@@ -21,7 +21,7 @@ def model_and_text(
 ) -> tuple[GPT, Tokenizer, Int[Tensor, "1 T"], list[str]]:
     """Load a model, and return a text's tokens and how each of them reads."""
     words = text(words, "--text")
-    model, tokenizer = load(directory, device=device)
+    model, tokenizer = load(directory, device=device, merged=True)
     ids = encode_text(tokenizer, words)
     return (
         model,
