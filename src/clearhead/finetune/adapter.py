@@ -118,5 +118,6 @@ def _check_base(folder: Path, source: AdapterSource) -> None:
     noted = checkpoint.load_document(folder, _BASE).get("sha256")
     if noted != weight_digests(source.base, source.config):
         raise ClearheadError(
-            f"{source.base} does not hold the weights that {folder} was trained on: their SHA-256 differs"
+            f"{source.base} does not hold the weights that {folder} was trained on: their SHA-256 "
+            "differs"
         )
