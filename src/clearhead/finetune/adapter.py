@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from clearhead import checkpoint
-from clearhead.checkpoint.checksums import OWN, is_sealed
-from clearhead.checkpoint.formats.huggingface import ADAPTER_CONFIG, TOKENIZER
+from clearhead.checkpoint.checksums import OWN, digest, is_sealed
+from clearhead.checkpoint.formats.huggingface import ADAPTER_CONFIG, TOKENIZER, open_huggingface
 from clearhead.checkpoint.formats.peft import (
     ADAPTER_WEIGHTS,
     AdapterSettings,
     AdapterSource,
-    weight_digests,
     write_adapter,
 )
+from clearhead.checkpoint.formats.table import our_weights
 from clearhead.errors import ClearheadError
 from clearhead.finetune.lora import LoRAConfig, add_lora, lora_config, lora_parameters
-from clearhead.model import GPT
+from clearhead.model import GPT, GPTConfig
 from clearhead.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 _BASE = "base"
@@ -64,7 +64,7 @@ def save_adapter(
         write_adapter(temporary, model.config, settings, lora_parameters(model), base)
         save_tokenizer(tokenizer, temporary)
 
-    digests = weight_digests(base, model.config)
+    digests = _weight_digests(base, model.config)
     noted = {"path": str(base.resolve()), "sha256": digests}
     checkpoint.save_folder(folder, write, tensors=tensors, documents={**documents, _BASE: noted})
 
@@ -116,8 +116,28 @@ def load_adapter(
 
 def _check_base(folder: Path, source: AdapterSource) -> None:
     noted = checkpoint.load_document(folder, _BASE).get("sha256")
-    if noted != weight_digests(source.base, source.config):
+    if noted != _weight_digests(source.base, source.config):
         raise ClearheadError(
-            f"{source.base} does not hold the weights that {folder} was trained on: "
-            "their SHA-256 differs"
+            f"{source.base} does not hold the weights that {folder} was trained on: their SHA-256 "
+            "differs"
         )
+
+
+def _weight_digests(base: Path, config: GPTConfig) -> dict[str, str]:
+    """Return the SHA-256 of each file of a model's weights, by its name.
+
+    Args:
+        base: The model's folder.
+        config: The shape that it has to have.
+
+    Raises:
+        ClearheadError: It is no checkpoint, damaged, or of another shape.
+    """
+    with open_huggingface(base, with_tokenizer=False) as source:
+        found, files = source.config, source.files[1:]  # the first is the config
+    if dict(our_weights(found)) != dict(our_weights(config)):
+        raise ClearheadError(f"{base} is of another shape than the model that the adapter is on")
+    try:
+        return {one.name: digest(one) for one in files}
+    except OSError as error:
+        raise ClearheadError(f"{base} cannot be read: {error.strerror}") from error

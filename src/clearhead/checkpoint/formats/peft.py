@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from clearhead.checkpoint.checksums import digest, read_json, write_json
+from clearhead.checkpoint.checksums import read_json, write_json
 from clearhead.checkpoint.formats.huggingface import (
     ADAPTER_CONFIG,
     STORED,
@@ -20,7 +20,6 @@ from clearhead.checkpoint.formats.huggingface import (
     open_huggingface,
 )
 from clearhead.checkpoint.formats.source import several
-from clearhead.checkpoint.formats.table import our_weights
 from clearhead.checkpoint.tensors import DTYPES, Entry, TensorFile, write_tensors
 from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
@@ -184,26 +183,6 @@ def write_adapter(
     factors = {one.theirs: one.ours for one in _factors(config, settings)}
     header = {theirs: Entry.of(tensors[ours]) for theirs, ours in factors.items()}
     write_tensors(folder / ADAPTER_WEIGHTS, header, lambda theirs: tensors[factors[theirs]])
-
-
-def weight_digests(base: Path, config: GPTConfig) -> dict[str, str]:
-    """Return the SHA-256 of each file of a model's weights, by its name.
-
-    Args:
-        base: The model's folder.
-        config: The shape that it has to have.
-
-    Raises:
-        ClearheadError: It is no checkpoint, damaged, or of another shape.
-    """
-    with open_huggingface(base, with_tokenizer=False) as source:
-        found, files = source.config, source.files[1:]  # the first is the config
-    if dict(our_weights(found)) != dict(our_weights(config)):
-        raise ClearheadError(f"{base} is of another shape than the model that the adapter is on")
-    try:
-        return {one.name: digest(one) for one in files}
-    except OSError as error:
-        raise ClearheadError(f"{base} cannot be read: {error.strerror}") from error
 
 
 def _base(named: object, folder: Path) -> Path:
