@@ -1,0 +1,186 @@
+"""`clearhead eval` and `clearhead compare`: what models are worth, and how sure that is."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from tyro.conf import Positional
+
+from clearhead.cli import show
+from clearhead.cli.parse import Flag, parse
+from clearhead.errors import ClearheadError
+from clearhead.recipes.evaluate import (
+    TASK_NAMES,
+    Evaluated,
+    compare_models,
+    evaluate,
+    in_folder,
+)
+
+_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure a model on a benchmark or a text; each figure comes with its 95 % interval."""
+
+    directory: Positional[Path]
+    """A checkpoint, or the folder of a run: then its newest checkpoint."""
+    task: str
+    """perplexity, lambada, hellaswag, arc_easy, arc_challenge, piqa, winogrande, blimp; or all
+    those whose data lies in the folder --data."""
+    data: Path | None = None
+    """The file of questions, or the text for perplexity; by default what lies in the cache."""
+    limit: int | None = None
+    """The most questions, or tokens of text; all by default."""
+    batch_tokens: int = 4096
+    """The most tokens that go through the model at once."""
+    stride: int | None = None
+    """For perplexity, by how many tokens the window moves; half of the context by default."""
+    resume: Flag = False
+    """Go on where an interrupted evaluation stopped."""
+    out: Path | None = None
+    """Where to keep what was found; the folder evaluations in DIR by default."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps, …"""
+    plot: Path | None = None
+    """Draw the figures with their intervals into this .png or .svg file."""
+    json: Flag = False
+    """Print the result as one JSON object."""
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Compare two models on the same questions, by a paired test."""
+
+    first: Positional[Path]
+    """A checkpoint, or the folder of a run."""
+    second: Positional[Path]
+    """Another."""
+    task: str
+    """lambada, hellaswag, arc_easy, arc_challenge, piqa, winogrande or blimp."""
+    data: Path | None = None
+    """The file of questions; by default what lies in the cache."""
+    limit: int | None = None
+    """The most questions; all by default."""
+    batch_tokens: int = 4096
+    """The most tokens that go through a model at once."""
+    resume: Flag = False
+    """Go on where an interrupted comparison stopped."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps, …"""
+    json: Flag = False
+    """Print the result as one JSON object."""
+
+
+def eval_(arguments: Sequence[str], prog: str) -> int:
+    """Run the verb; returns the exit status."""
+    parsed = parse(Arguments, arguments, prog)
+    results = []
+    for task, data in _chosen(parsed).items():
+        with _bar(task) as on_done:
+            results.append(
+                evaluate(
+                    parsed.directory,
+                    task,
+                    data,
+                    limit=parsed.limit,
+                    batch_tokens=parsed.batch_tokens,
+                    stride=parsed.stride,
+                    resume=parsed.resume,
+                    out=parsed.out,
+                    device=parsed.device,
+                    on_done=on_done,
+                )
+            )
+    if parsed.plot is not None:
+        from clearhead.evaluate.pictures import save_figures
+
+        save_figures(parsed.plot, {one.task: one.figures for one in results}, str(parsed.directory))
+    if parsed.json:
+        show.as_json({"results": [asdict(one) for one in results]})
+    else:
+        for one in results:
+            _show(one)
+    return 0
+
+
+def compare(arguments: Sequence[str], prog: str) -> int:
+    """Run the verb; returns the exit status."""
+    parsed = parse(CompareArguments, arguments, prog)
+    with _bar(parsed.task) as on_done:
+        found, first, second = compare_models(
+            parsed.first,
+            parsed.second,
+            parsed.task,
+            parsed.data,
+            limit=parsed.limit,
+            batch_tokens=parsed.batch_tokens,
+            resume=parsed.resume,
+            device=parsed.device,
+            on_done=on_done,
+        )
+    metric = next(iter(first.figures))
+    if parsed.json:
+        values = {"metric": metric, **asdict(found)}
+        show.as_json({**values, "first": asdict(first), "second": asdict(second)})
+        return 0
+    sure = "sure" if found.p_value < 0.05 else "not sure"
+    show.facts(
+        {
+            "first": f"{first.figures[metric]} {metric}",
+            "second": f"{second.figures[metric]} {metric}",
+            "difference": f"{found.difference}",
+            "p": f"{found.p_value:.4f}: {sure} that they differ, on {found.n:,} questions",
+        }
+    )
+    return 0
+
+
+def _chosen(parsed: Arguments) -> dict[str, Path | None]:
+    """Return the tasks to run, with the data of each where it is named."""
+    if parsed.task != _ALL:
+        return {parsed.task: parsed.data}
+    if parsed.data is None or not parsed.data.is_dir():
+        raise ClearheadError("--task all takes the data from a folder; name it by --data")
+    found = in_folder(parsed.data)
+    if not found:
+        raise ClearheadError(
+            f"{parsed.data} holds no file that is called after a task, such as hellaswag.jsonl"
+        )
+    left = [name for name in TASK_NAMES[1:] if name not in found]
+    if left:
+        show.line(show.progress(), f"no data there for {', '.join(left)}", "dim")
+    return dict(found)
+
+
+@contextmanager
+def _bar(task: str) -> Iterator[Any]:
+    """Show how far an evaluation is, and how long it will still take."""
+    columns = (TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=show.progress(), transient=True) as progress:
+        bar = progress.add_task(task, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _show(result: Evaluated) -> None:
+    published = {one["metric"]: one for one in result.published}
+    rows = []
+    for name, figure in result.figures.items():
+        known = published.get(name)
+        beside = f"{known['value']:.4f} ({known['model']})" if known else ""
+        interval = f"{figure.low:.4f} to {figure.high:.4f}"
+        rows.append((name, figure.value, interval, beside))
+    show.table(
+        f"{result.task}, n = {result.n:,}", ("figure", "value", "95 % interval", "published"), rows
+    )
+    show.line(show.result(), result.protocol, "dim")
