@@ -109,7 +109,7 @@ def _score(model: GPT, batch: Sequence[_Row]) -> dict[int, Score]:
     """Run some rows through the model."""
     width = max(row.length for row in batch)
     inputs = torch.zeros(len(batch), width, dtype=torch.int64)  # [B, T]
-    documents = -1 - torch.arange(width).repeat(len(batch), 1)  # padding: each place for itself
+    documents = torch.full_like(inputs, -1)
     read: list[tuple[int, int]] = []  # the row and the place that each token is predicted from
     wanted: list[int] = []
     sizes: list[tuple[int, int]] = []

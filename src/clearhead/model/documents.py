@@ -12,6 +12,7 @@ def within_documents(
 
     Args:
         documents: A number for each token; neighbours with the same number are of one document.
+            Negative numbers are padding, which has no place.
         shared: How many of each row's first tokens, a document of their own, come before every
             other document of the row; none by default.
     """
@@ -24,4 +25,5 @@ def within_documents(
     if shared is not None:
         seen = seen | (places < shared[:, None])[:, None]
         positions = positions + torch.where(starts > 0, shared[:, None], 0)
+    positions = torch.where(documents < 0, 0, positions)
     return positions, (seen & (places <= places[:, None]))[:, None]
