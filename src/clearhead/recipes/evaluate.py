@@ -16,7 +16,6 @@ from clearhead.checkpoint.checksums import write_json
 from clearhead.errors import ClearheadError
 from clearhead.evaluate import (
     TASKS,
-    Continuation,
     Difference,
     Figure,
     Question,
@@ -24,6 +23,7 @@ from clearhead.evaluate import (
     Task,
     bootstrap,
     compare,
+    encode_pair,
     find_task,
     perplexity,
     score_continuations,
@@ -308,22 +308,6 @@ def _benchmark(
         ],
         "data": {"path": str(path), "sha256": questions.sha256},
     }
-
-
-def encode_pair(tokenizer: Tokenizer, context: str, text: str) -> Continuation:
-    """Return a continuation in tokens, cut from its context as lm-eval cuts it.
-
-    Blanks at the context's end go to the continuation; both are encoded as one text. An empty
-    context is the end-of-text token.
-    """
-    blanks = len(context) - len(context.rstrip())
-    if blanks:
-        context, text = context[:-blanks], context[-blanks:] + text
-    given = tokenizer.encode_ordinary(context).tolist() if context else []
-    whole = tokenizer.encode_ordinary(context + text).tolist()
-    if len(whole) <= len(given):
-        given, whole = given[:-1], whole  # the context's last token has swallowed the text
-    return Continuation(tuple(given) or (tokenizer.end_of_text,), tuple(whole[len(given) :]))
 
 
 def _perplexity(
