@@ -20,9 +20,9 @@ from clearhead.cli.parse import Flag, parse
 from clearhead.errors import ClearheadError
 from clearhead.recipes.evaluate import (
     TASK_NAMES,
-    Evaluated,
+    TaskResult,
     compare_models,
-    evaluate,
+    evaluate_model,
     in_folder,
 )
 
@@ -89,7 +89,7 @@ def eval_(arguments: Sequence[str], prog: str) -> int:
     for task, data in _chosen(parsed).items():
         with _bar(task) as on_done:
             results.append(
-                evaluate(
+                evaluate_model(
                     parsed.directory,
                     task,
                     data,
@@ -172,7 +172,7 @@ def _bar(task: str) -> Iterator[Any]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
-def _show(result: Evaluated) -> None:
+def _show(result: TaskResult) -> None:
     published = {one["metric"]: one for one in result.published}
     rows = []
     for name, figure in result.figures.items():

@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class TaskResult:
     """What a model scored on a task."""
 
     task: str
@@ -64,7 +64,7 @@ class Evaluated:
     """How long it took, of this call."""
 
 
-def evaluate(
+def evaluate_model(
     directory: Path,
     task: str,
     data: Path | None = None,
@@ -76,7 +76,7 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     on_done: Progress | None = None,
-) -> Evaluated:
+) -> TaskResult:
     """Evaluate a checkpoint on a task; what was found lies in `OUT/TASK.json` afterwards.
 
     Args:
@@ -125,7 +125,7 @@ def evaluate(
             batch_tokens,
             on_done,
         )
-    result = Evaluated(**found, checkpoint=identity, seconds=time.perf_counter() - began)
+    result = TaskResult(**found, checkpoint=identity, seconds=time.perf_counter() - began)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / f"{task}.json", asdict(result))
@@ -136,21 +136,21 @@ def evaluate(
 
 def compare_models(
     first: Path, second: Path, task: str, data: Path | None = None, **options: Any
-) -> tuple[Difference, Evaluated, Evaluated]:
+) -> tuple[Difference, TaskResult, TaskResult]:
     """Compare two checkpoints on the same questions, by the task's first metric.
 
     Args:
         first: A checkpoint, or a run's folder.
         second: Another.
         task: A benchmark's name.
-        data: As in `evaluate`.
-        options: As in `evaluate`.
+        data: As in `evaluate_model`.
+        options: As in `evaluate_model`.
 
     Raises:
-        ClearheadError: As in `evaluate`; or the task has no questions.
+        ClearheadError: As in `evaluate_model`; or the task has no questions.
     """
     chosen = find_task(task)
-    results = [evaluate(one, task, data, **options) for one in (first, second)]
+    results = [evaluate_model(one, task, data, **options) for one in (first, second)]
     out = options.get("out")
     tables = [
         _Answers(

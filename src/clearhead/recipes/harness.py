@@ -85,6 +85,9 @@ class ClearheadLM(LM):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
+    from importlib import import_module
+
     from lm_eval.__main__ import cli_evaluate
 
+    import_module("lm_eval.models")  # registers lm-eval's own
     cli_evaluate()
