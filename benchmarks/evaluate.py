@@ -1,7 +1,7 @@
 """HellaSwag's first questions on gpt2-124m's shape: ours beside lm-eval's own loader, on the CPU.
 
-Random weights, fp32, the same checkpoint for both, each in a process of its own; the answers have to
-be equal. What is timed is the scoring alone, after loading.
+Random weights, fp32, the same checkpoint for both, each in a process of its own; the answers have
+to be equal. What is timed is the scoring alone, after loading.
 """
 
 import argparse
@@ -87,8 +87,11 @@ def main() -> None:
             print(f"{name}: {found[name]['seconds']:.1f} s")
     ours = found["clearhead"]
     for name, one in found.items():
-        pairs = zip(sum(ours["scores"], []), sum(one["scores"], []), strict=True)
-        one["largest_difference"] = max(abs(mine - other) for mine, other in pairs)
+        one["largest_difference"] = max(
+            abs(mine - other)
+            for some, others in zip(ours["scores"], one["scores"], strict=True)
+            for mine, other in zip(some, others, strict=True)
+        )
         same = zip(ours["answers"], one["answers"], strict=True)
         one["equal_answers"] = sum(mine == other for mine, other in same)
         print(f"{name}: {one['equal_answers']} equal, largest {one['largest_difference']:.1e}")

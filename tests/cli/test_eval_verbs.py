@@ -1,10 +1,15 @@
 import json
+import os
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
 
 from clearhead import checkpoint
-from clearhead.evaluate import choices
+from clearhead.evaluate import TASKS, choices
 from clearhead.model import GPT, GPTConfig
 from clearhead.recipes import evaluate as recipe
 from clearhead.tokenizer import build_tokenizer
@@ -140,11 +145,11 @@ def test_two_models_are_compared_on_the_same_questions(call, model, rows, tmp_pa
     ("given", "message"),
     [
         (["--task", "arc"], "there is no task 'arc'"),
-        (["--task", "arc_easy", "--limit", "0"], "limit is 0"),
-        (["--task", "arc_easy", "--batch-tokens", "0"], "batch_tokens is 0"),
+        (["--task", "arc_easy", "--data", "data/arc_easy.jsonl", "--limit", "0"], "limit is 0"),
+        (["--task", "perplexity", "--data", "a", "--batch-tokens", "0"], "batch_tokens is 0"),
         (["--task", "arc_easy", "--data", "no.jsonl"], "no.jsonl cannot be read"),
         (["--task", "piqa"], "no data for piqa: fetch it from yonatanbisk.com/piqa and put it at"),
-        (["--task", "perplexity"], "name it by --data FILE.txt"),
+        (["--task", "perplexity"], "perplexity is measured on data of your own"),
         (["--task", "all"], "--task all takes the data from a folder"),
         (["--task", "all", "--data", "empty"], "holds no file that is called after a task"),
         (
@@ -167,9 +172,85 @@ def test_mistakes_are_one_line(call, model, rows, tmp_path, monkeypatch, given, 
     assert message in err.strip().splitlines()[-1]
 
 
-def test_a_classifier_is_measured_elsewhere(call, rows, tmp_path):
+@pytest.fixture
+def classifier(tmp_path):
     shape = GPTConfig(**{**vars(SHAPE), "labels": ("ham", "spam"), "tied_head": False})
+    torch.manual_seed(0)
     checkpoint.save(tmp_path / "labels", GPT(shape), build_tokenizer("bytes"))
-    status, _, err = call("eval", tmp_path / "labels", "--task", "arc_easy", "--data", rows)
+    return tmp_path / "labels"
+
+
+def test_a_classifier_is_measured_on_labels_and_nothing_else(call, model, classifier, rows):
+    texts = rows.with_name("texts.csv")
+    texts.write_text("text,label\nSee you,ham\nWin now,spam\nAt home,ham\n")
+    status, out, err = call("eval", classifier, "--task", "classification", "--data", texts)
+    assert status == 0, err
+    assert "classification, n = 3" in out
+    status, _, err = call("eval", classifier, "--task", "arc_easy", "--data", rows)
     assert status == 2
-    assert "measure it by clearhead classify" in err
+    assert "is a classifier; arc_easy is not for it" in err
+    status, _, err = call("eval", model, "--task", "classification", "--data", texts)
+    assert status == 2
+    assert "is a language model; classification is not for it" in err
+    texts.write_text("text\nSee you\n")
+    status, _, err = call("eval", classifier, "--task", "classification", "--data", texts)
+    assert status == 2
+    assert "has no column 'label'" in err
+
+
+def test_what_two_models_write_is_read_side_by_side(call, model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Near the\n\nA dog\n")
+    given = ["compare", model, tmp_path / "other", "--task", "generation"]
+    status, out, err = call(*given, "--data", tmp_path / "prompts.txt", "--json")
+    assert status == 0, err
+    samples = json.loads(out)["samples"]
+    assert [one["prompt"] for one in samples] == ["Near the", "A dog"]
+    assert all(len(one["texts"]) == 2 for one in samples)
+    status, out, _ = call(*given, "--data", tmp_path / "prompts.txt", "--limit", "1")
+    assert status == 0
+    assert "Near the" in out
+    assert "A dog" not in out
+    status, _, err = call(*given)
+    assert status == 2
+    assert "generation needs prompts" in err
+    (tmp_path / "prompts.txt").write_text("\n")
+    status, _, err = call(*given, "--data", tmp_path / "prompts.txt")
+    assert status == 2
+    assert "has 0 prompts" in err
+
+
+@pytest.fixture
+def server(rows, monkeypatch, tmp_path):
+    """A server that has the benchmark, which points to it, and an empty cache."""
+    handler = partial(SimpleHTTPRequestHandler, directory=rows.parent)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        where = f"http://127.0.0.1:{server.server_port}/arc_easy.jsonl"
+        monkeypatch.setitem(TASKS, "arc_easy", replace(TASKS["arc_easy"], where=where))
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_data_is_fetched_once_into_the_cache(call, model, server, rows, tmp_path):
+    status, out, err = call("eval", model, "--task", "arc_easy")
+    assert status == 0, err
+    assert "arc_easy, n = 30" in out
+    kept = tmp_path / "cache" / "clearhead" / "eval" / "arc_easy"
+    assert (kept / "arc_easy.jsonl").read_bytes() == rows.read_bytes()
+    assert "sha256" in (kept / "download.json").read_text()
+    server.shutdown()
+    assert call("eval", model, "--task", "arc_easy")[0] == 0
+
+
+def test_data_that_cannot_be_fetched_is_told_in_one_line(call, model, server, rows):
+    rows.unlink()
+    status, out, err = call("eval", model, "--task", "arc_easy")
+    assert (status, out) == (2, "")
+    assert "arc_easy.jsonl" in err.strip().splitlines()[-1]

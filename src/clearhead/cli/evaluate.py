@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
@@ -18,15 +19,17 @@ from tyro.conf import Positional
 from clearhead.cli import show
 from clearhead.cli.parse import Flag, parse
 from clearhead.errors import ClearheadError
+from clearhead.evaluate import TASKS
 from clearhead.recipes.evaluate import (
-    TASK_NAMES,
     TaskResult,
     compare_models,
     evaluate_model,
     in_folder,
+    task_data,
 )
+from clearhead.recipes.samples import read_prompts, side_by_side
 
-_ALL = "all"
+_ALL, _GENERATION = "all", "generation"
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class Arguments:
     directory: Positional[Path]
     """A checkpoint, or the folder of a run: then its newest checkpoint."""
     task: str
-    """perplexity, lambada, hellaswag, arc_easy, arc_challenge, piqa, winogrande, blimp; or all
-    those whose data lies in the folder --data."""
+    """perplexity, classification, lambada, hellaswag, arc_easy, arc_challenge, piqa, winogrande,
+    blimp; or all benchmarks whose data lies in the folder --data."""
     data: Path | None = None
-    """The file of questions, or the text for perplexity; by default what lies in the cache."""
+    """The file of questions, the text for perplexity, the labelled texts for classification; of a
+    benchmark by default what lies in the cache, or is fetched into it."""
     limit: int | None = None
     """The most questions, or tokens of text; all by default."""
     batch_tokens: int = 4096
@@ -60,16 +64,17 @@ class Arguments:
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Compare two models on the same questions, by a paired test."""
+    """Compare two models on the same questions, by a paired test; or read them side by side."""
 
     first: Positional[Path]
     """A checkpoint, or the folder of a run."""
     second: Positional[Path]
     """Another."""
     task: str
-    """lambada, hellaswag, arc_easy, arc_challenge, piqa, winogrande or blimp."""
+    """lambada, hellaswag, arc_easy, arc_challenge, piqa, winogrande or blimp; or generation, to
+    read what both write."""
     data: Path | None = None
-    """The file of questions; by default what lies in the cache."""
+    """The file of questions, by default what lies in the cache; or of prompts, a line each."""
     limit: int | None = None
     """The most questions; all by default."""
     batch_tokens: int = 4096
@@ -117,6 +122,8 @@ def eval_(arguments: Sequence[str], prog: str) -> int:
 def compare(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     parsed = parse(CompareArguments, arguments, prog)
+    if parsed.task == _GENERATION:
+        return _read(parsed)
     with _bar(parsed.task) as on_done:
         found, first, second = compare_models(
             parsed.first,
@@ -146,10 +153,25 @@ def compare(arguments: Sequence[str], prog: str) -> int:
     return 0
 
 
+def _read(parsed: CompareArguments) -> int:
+    """Show what both models write after the same prompts."""
+    if parsed.data is None:
+        raise ClearheadError("generation needs prompts; name a file of them by --data")
+    both, prompts = [parsed.first, parsed.second], read_prompts(parsed.data)[: parsed.limit]
+    found = side_by_side(both, prompts, device=parsed.device)
+    if parsed.json:
+        show.as_json({"models": both, "samples": [asdict(one) for one in found]})
+        return 0
+    for one in found:
+        rows = [(str(name), text) for name, text in zip(both, one.texts, strict=True)]
+        show.table(show.visible(one.prompt), ("model", "goes on"), rows)
+    return 0
+
+
 def _chosen(parsed: Arguments) -> dict[str, Path | None]:
     """Return the tasks to run, with the data of each where it is named."""
     if parsed.task != _ALL:
-        return {parsed.task: parsed.data}
+        return {parsed.task: parsed.data or _fetched(parsed.task)}
     if parsed.data is None or not parsed.data.is_dir():
         raise ClearheadError("--task all takes the data from a folder; name it by --data")
     found = in_folder(parsed.data)
@@ -157,10 +179,25 @@ def _chosen(parsed: Arguments) -> dict[str, Path | None]:
         raise ClearheadError(
             f"{parsed.data} holds no file that is called after a task, such as hellaswag.jsonl"
         )
-    left = [name for name in TASK_NAMES[1:] if name not in found]
+    left = [name for name in TASKS if name not in found]
     if left:
         show.line(show.progress(), f"no data there for {', '.join(left)}", "dim")
     return dict(found)
+
+
+def _fetched(task: str) -> Path | None:
+    """Return a benchmark's data from the cache, fetched with a bar if it is not there."""
+    if task not in TASKS:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=show.progress(), transient=True) as progress:
+        bar = progress.add_task(task, total=None)
+        return task_data(
+            task,
+            progress=lambda name, done, total: progress.update(
+                bar, description=name, completed=done, total=total
+            ),
+        )
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Task:
     protocol: str
     """How it is done, in words."""
     where: str
-    """Where the data is to be had."""
+    """Where the data is to be had: a file's address, or a page's."""
     published: tuple[tuple[str, str, float], ...] = ()
     """Model, metric and value of published figures."""
 
@@ -185,7 +185,7 @@ TASKS = {
             ("accuracy", "perplexity"),
             "The last word of each passage (OpenAI's version of the text): right if each of its "
             "tokens is the likeliest; perplexity of the word. As lm-eval's lambada_openai.",
-            "openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+            "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
             (("GPT-2 124M", "accuracy", 0.3256), ("GPT-2 124M", "perplexity", 40.06)),
         ),
         Task(
@@ -193,7 +193,7 @@ TASKS = {
             _hellaswag,
             ("accuracy_norm", "accuracy"),
             _LIKELIEST,
-            "github.com/rowanz/hellaswag, data/hellaswag_val.jsonl",
+            "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
             (("GPT-2 124M", "accuracy", 0.2892), ("GPT-2 124M", "accuracy_norm", 0.3114)),
         ),
         Task("arc_easy", _arc, _NORM, _LIKELIEST, "allenai.org/data/arc"),

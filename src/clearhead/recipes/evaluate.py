@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from clearhead import checkpoint
 from clearhead.checkpoint.checksums import write_json
-from clearhead.errors import ClearheadError
+from clearhead.checkpoint.download import download
+from clearhead.errors import ClearheadError, nearest
 from clearhead.evaluate import (
     TASKS,
     Difference,
@@ -32,14 +33,16 @@ from clearhead.evaluate import (
 from clearhead.files import sha256_file
 from clearhead.finetune import Examples, Row, read_examples
 from clearhead.model import GPT
+from clearhead.recipes.classify import evaluate_classifier, read_texts
 from clearhead.recipes.load import load
 from clearhead.tokenizer import Tokenizer
 
-PERPLEXITY = "perplexity"
-TASK_NAMES = (PERPLEXITY, *TASKS)
+PERPLEXITY, CLASSIFICATION = "perplexity", "classification"
+TASK_NAMES = (PERPLEXITY, CLASSIFICATION, *TASKS)
 _AT_ONCE = 128  # questions between two notes of how far it is
 _LARGEST_TEXT = 2**28
 Progress = Callable[[int, int], None]
+FileProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def evaluate_model(
 
     Args:
         directory: A checkpoint, or a run's folder.
-        task: perplexity, or a benchmark's name.
-        data: The file of questions, or the text; by default the one in the cache.
+        task: perplexity, classification, or a benchmark's name.
+        data: The file of questions, the text, or the labelled texts; of a benchmark by default the
+            one in the cache.
         limit: The most questions, or tokens of text.
         batch_tokens: The most tokens of a batch.
         stride: For perplexity, by how much the window moves.
@@ -95,25 +99,25 @@ def evaluate_model(
         ClearheadError: There is no such task or data, a row is bad, or an evaluation that is to go
             on was of another model or other data.
     """
-    if task != PERPLEXITY:
-        find_task(task)
+    if task not in TASK_NAMES:
+        raise ClearheadError(f"there is no task {task!r}; {nearest(task, list(TASK_NAMES))}")
     if limit is not None and limit < 1:
         raise ClearheadError(f"limit is {limit}; it must be at least 1")
     if batch_tokens < 1:
         raise ClearheadError(f"batch_tokens is {batch_tokens}; it must be at least 1")
-    place = data or cached(task)
+    place = data or task_data(task)
     folder = checkpoint.resolve(directory)
     out = out or directory / "evaluations"
     model, tokenizer = load(folder, device=device)
-    if model.config.labels:
-        raise ClearheadError(
-            f"{directory} tells {', '.join(model.config.labels)} apart; measure it by "
-            "clearhead classify --data FILE"
-        )
+    if bool(model.config.labels) != (task == CLASSIFICATION):
+        kind = "a classifier" if model.config.labels else "a language model"
+        raise ClearheadError(f"{directory} is {kind}; {task} is not for it")
     identity = {"path": str(folder), "sha256": _weights_sha256(folder)}
     began = time.perf_counter()
     if task == PERPLEXITY:
         found = _perplexity(model, tokenizer, place, limit, batch_tokens, stride, on_done)
+    elif task == CLASSIFICATION:
+        found = _classification(model, tokenizer, place, limit)
     else:
         found = _benchmark(
             model,
@@ -158,28 +162,39 @@ def compare_models(
             task,
             result.checkpoint["sha256"],
             resume=True,
-        ).table(chosen, _questions(data or cached(task), chosen, options.get("limit")))
+        ).table(chosen, _questions(data or task_data(task), chosen, options.get("limit")))
         for one, result in zip((first, second), results, strict=True)
     ]
     return compare(*tables), results[0], results[1]
 
 
-def cached(task: str) -> Path:
-    """Return the data of a task in the cache.
+def task_data(task: str, *, progress: FileProgress = lambda *_: None) -> Path:
+    """Return the data of a task from the cache; it is fetched into it where that can be.
+
+    The cache is `clearhead/eval` in the folder for caches (XDG_CACHE_HOME, or ~/.cache).
+
+    Args:
+        task: The task's name.
+        progress: Is told how far a transfer is.
 
     Raises:
-        ClearheadError: It is not there; the message says where to get it, and where to put it.
+        ClearheadError: It is not there and cannot be fetched; the message says where to get it,
+            and where to put it.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clearhead" / "eval"
-    if task == PERPLEXITY:
-        raise ClearheadError("perplexity is of a text; name it by --data FILE.txt")
-    found = sorted(folder.glob(f"{task}*.jsonl"))
-    if not found:
+    if task not in TASKS:
+        raise ClearheadError(f"{task} is measured on data of your own; name it by --data FILE")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clearhead" / "eval"
+    found = sorted([*cache.glob(f"{task}*.jsonl"), *(cache / task).glob("*.jsonl")])
+    if found:
+        return found[0]
+    where = TASKS[task].where
+    if not where.endswith(".jsonl"):
         raise ClearheadError(
-            f"no data for {task}: fetch it from {find_task(task).where} and put it at "
-            f"{folder / task}.jsonl, or name it by --data"
+            f"no data for {task}: fetch it from {where} and put it at {cache / task}.jsonl, or "
+            "name it by --data"
         )
-    return found[0]
+    got = download(task, cache / task, source=where, progress=progress)
+    return got.folder / next(iter(got.files))
 
 
 def in_folder(folder: Path) -> dict[str, Path]:
@@ -351,4 +366,23 @@ def _perplexity(
         "figures": {name: getattr(found, name) for name in names},
         "published": [],
         "data": {"path": str(path), "sha256": sha256_file(path)},
+    }
+
+
+def _classification(
+    model: GPT, tokenizer: Tokenizer, path: Path, limit: int | None
+) -> dict[str, Any]:
+    found = read_texts(path, tokenizer)
+    rows = found.rows[:limit]
+    labels = [label for _, label in rows if label is not None]
+    if len(labels) < len(rows):
+        raise ClearheadError(f"{path} has no column 'label', so that nothing says what is right")
+    metrics = evaluate_classifier(model, tokenizer, [text for text, _ in rows], labels)
+    return {
+        "task": CLASSIFICATION,
+        "protocol": "The likeliest label of each text; clearhead classify tells more.",
+        "n": len(rows),
+        "figures": {"accuracy": Figure(metrics.accuracy, *metrics.interval)},
+        "published": [],
+        "data": {"path": str(path), "sha256": found.sha256},
     }
