@@ -23,12 +23,8 @@ if TYPE_CHECKING:
         verify_checkpoint,
     )
     from clearhead.recipes.evaluate import TaskResult, compare_models, evaluate_model
-    from clearhead.recipes.finetune import (
-        ClassifyConfig,
-        InstructConfig,
-        PreferConfig,
-        fine_tune,
-    )
+    from clearhead.recipes.finetune import fine_tune
+    from clearhead.recipes.finetune_config import ClassifyConfig, InstructConfig, PreferConfig
     from clearhead.recipes.generate import Completion, generate
     from clearhead.recipes.ledger import Stage, read_ledger
     from clearhead.recipes.load import load
@@ -149,9 +145,9 @@ _HOMES = {
     "token_ids_to_text": "tokenizer.token_ids_to_text",
     "train_tokenizer": "recipes.tokenize.train_tokenizer",
     "verify_checkpoint": "recipes.convert.verify_checkpoint",
-    "ClassifyConfig": "recipes.finetune.ClassifyConfig",
-    "InstructConfig": "recipes.finetune.InstructConfig",
-    "PreferConfig": "recipes.finetune.PreferConfig",
+    "ClassifyConfig": "recipes.finetune_config.ClassifyConfig",
+    "InstructConfig": "recipes.finetune_config.InstructConfig",
+    "PreferConfig": "recipes.finetune_config.PreferConfig",
     "Stage": "recipes.ledger.Stage",
     "fine_tune": "recipes.finetune.fine_tune",
     "read_ledger": "recipes.ledger.read_ledger",

@@ -8,12 +8,12 @@ from clearhead import checkpoint
 from clearhead.errors import ClearheadError
 from clearhead.finetune import PreferenceLoss
 from clearhead.model import GPT, GPTConfig
-from clearhead.recipes.finetune import (
+from clearhead.recipes.finetune import fine_tune
+from clearhead.recipes.finetune_config import (
     ClassifyConfig,
     FinetuneConfig,
     InstructConfig,
     PreferConfig,
-    fine_tune,
 )
 from clearhead.recipes.generate import generate, question
 from clearhead.recipes.ledger import read_ledger

@@ -11,7 +11,8 @@ from clearhead.errors import ClearheadError
 from clearhead.files import sha256_file
 from clearhead.finetune import load_adapter, lora_config, lora_parameters
 from clearhead.model import GPTConfig
-from clearhead.recipes.finetune import ClassifyConfig, InstructConfig, PreferConfig, fine_tune
+from clearhead.recipes.finetune import fine_tune
+from clearhead.recipes.finetune_config import ClassifyConfig, InstructConfig, PreferConfig
 from clearhead.recipes.generate import generate, question
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.lens import lens_model

@@ -18,13 +18,12 @@ from clearhead.cli.stages import change
 from clearhead.cli.tensorboard import TensorBoard
 from clearhead.cli.watch import Watch
 from clearhead.data import IGNORED
-from clearhead.recipes.finetune import (
+from clearhead.recipes.finetune import fine_tune, prepare_task
+from clearhead.recipes.finetune_config import (
     ClassifyConfig,
     FinetuneConfig,
     InstructConfig,
     PreferConfig,
-    fine_tune,
-    prepare_task,
 )
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.run_folder import load_settings

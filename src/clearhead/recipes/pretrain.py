@@ -179,7 +179,7 @@ def pretrain(
         settings,
         documents={"run": config.to_dict(settings), LEDGER: as_document([stage])},
         observers=observers,
-        measure=_head_scores,
+        measure=head_scores,
         resume_from=newest[0] if newest else None,
     )
     try:
@@ -203,7 +203,7 @@ def _described(sources: Sequence[str], dataset: TokenDataset) -> dict[str, Any]:
     }
 
 
-def _head_scores(model: GPT) -> dict[str, Any]:
+def head_scores(model: GPT) -> dict[str, Any]:
     """Return what each head looks for [L, H], for the record of a run."""
     found = attention_scores(model)
     return {name: getattr(found, name).tolist() for name in HEAD_SCORES}
