@@ -11,27 +11,18 @@ from clearhead.errors import ClearheadError
 from clearhead.files import sha256_file
 from clearhead.finetune import load_adapter, lora_config, lora_parameters
 from clearhead.model import GPTConfig
-from clearhead.recipes.classify import classify
-from clearhead.recipes.finetune import ClassifyConfig, InstructConfig, PreferConfig, fine_tune
+from clearhead.recipes.finetune import InstructConfig, PreferConfig, fine_tune
 from clearhead.recipes.generate import generate, question
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.lens import lens_model
 from clearhead.recipes.load import load
-from clearhead.recipes.merge import merge_checkpoint
 from clearhead.recipes.pretrain import PretrainConfig, pretrain
 from clearhead.recipes.run_folder import load_settings
 from clearhead.train import OptimizerConfig, Started, Stepped
 
 SHAPE = GPTConfig(vocab_size=257, context_length=96, d_model=16, n_heads=2, n_layers=2, dropout=0.1)
 ROWS = [
-    {
-        "instruction": f"Say {n}.",
-        "output": f"{n}!",
-        "chosen": f"{n}!",
-        "rejected": f"No {n}.",
-        "text": f"{n} is a number",
-        "label": ("even", "odd")[n % 2],
-    }
+    {"instruction": f"Say {n}.", "output": f"{n}!", "chosen": f"{n}!", "rejected": f"No {n}."}
     for n in range(40)
 ]
 
@@ -103,28 +94,6 @@ def test_only_the_adapter_is_learnt_and_saved(settings, base, kind, caplog):
     assert second.text_before["val_loss"] != second.text_after["val_loss"]
 
 
-def test_a_classifier_learns_its_head_beside_the_adapter(settings, base, tmp_path, caplog):
-    caplog.set_level("INFO", "clearhead")
-    result = fine_tune(settings(ClassifyConfig))
-    assert f"{2 * 4 * (16 + 48) + 2 * 16} of " in caplog.text
-    model, tokenizer = load(result.checkpoint, device="cpu")
-    assert model.config.labels == ("even", "odd")
-    before = checkpoint.load_model(checkpoint.resolve(base)).state_dict()
-    after = model.state_dict()
-    same = [name for name, one in before.items() if torch.equal(one, after[name])]
-    assert set(before) - set(same) == {"head.weight"}
-    merged = merge_checkpoint(settings().out, tmp_path / "merged").path
-    texts = ["7 is a number", "what is 8"]
-    live = classify(model, tokenizer, texts).log_probabilities
-    found = classify(*load(merged, device="cpu"), texts).log_probabilities
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(live), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ClearheadError, match="tells even, odd apart and writes no text"):
-        fine_tune(settings(base=merged, out=tmp_path / "answers"))
-    again = settings(ClassifyConfig, base=merged, out=tmp_path / "second", steps=2)
-    model, _ = load(fine_tune(again).checkpoint, device="cpu")
-    assert model.config.labels == ("even", "odd")
-
-
 def test_the_scale_is_two_unless_alpha_says_otherwise(settings, tmp_path):
     for alpha, expected in ((None, 8.0), (3.0, 3.0)):
         out = tmp_path / str(alpha)
@@ -132,7 +101,7 @@ def test_the_scale_is_two_unless_alpha_says_otherwise(settings, tmp_path):
         assert (lora_config(model).rank, lora_config(model).alpha) == (4, expected)
 
 
-@pytest.mark.parametrize("kind", [InstructConfig, PreferConfig, ClassifyConfig])
+@pytest.mark.parametrize("kind", [InstructConfig, PreferConfig])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, kind, optimizer):
     told = {"optimizer": OptimizerConfig(kind=optimizer, learning_rate=1e-2)}

@@ -62,15 +62,7 @@ def merge_checkpoint(
             f"{folder}: its logits are infinite or not a number; there is nothing to merge"
         )
     names = ("the live adapter", "the merged weights")
-    agreement = compare_logits(
-        batches,
-        live,
-        merged,
-        names,
-        at=LAST,
-        independent=False,
-        of_labels=bool(model.config.labels),
-    )
+    agreement = compare_logits(batches, live, merged, names, at=LAST, independent=False)
     difference = agreement.max_abs_logit_difference
     limit = TOLERANCES["f32"].logit * max(1.0, agreement.largest_logit)
     if difference > limit:
