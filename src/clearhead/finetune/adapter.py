@@ -1,7 +1,7 @@
 """LoRA adapters on disk: PEFT's folder, sealed as a checkpoint is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,19 +14,17 @@ from clearhead.checkpoint.checksums import OWN, digest, is_sealed
 from clearhead.checkpoint.formats.huggingface import ADAPTER_CONFIG, TOKENIZER, open_huggingface
 from clearhead.checkpoint.formats.peft import (
     ADAPTER_WEIGHTS,
-    HEAD,
-    NOTED,
+    AdapterSettings,
     AdapterSource,
     write_adapter,
 )
-from clearhead.checkpoint.formats.peft_config import AdapterSettings
 from clearhead.checkpoint.formats.table import our_weights
 from clearhead.errors import ClearheadError
-from clearhead.finetune.classify import label_model
 from clearhead.finetune.lora import LoRAConfig, add_lora, lora_config, lora_parameters
 from clearhead.model import GPT, GPTConfig
 from clearhead.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
+_BASE = "base"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -41,7 +39,7 @@ def save_adapter(
 ) -> None:
     """Save the adapter in use as a folder that PEFT loads too, wholly or not at all.
 
-    A classifier's head goes with it. What the base's weights are is noted in clearhead/base.json.
+    What the base's weights are is noted in clearhead/base.json.
 
     Args:
         folder: The folder to make; it must not exist.
@@ -63,14 +61,12 @@ def save_adapter(
     settings = AdapterSettings(config.rank, config.alpha, config.targets, config.dropout)
 
     def write(temporary: Path) -> None:
-        write_adapter(temporary, model.config, settings, _learnt(model), base)
+        write_adapter(temporary, model.config, settings, lora_parameters(model), base)
         save_tokenizer(tokenizer, temporary)
 
     digests = _weight_digests(base, model.config)
     noted = {"path": str(base.resolve()), "sha256": digests}
-    if model.config.labels:
-        noted["labels"] = list(model.config.labels)
-    checkpoint.save_folder(folder, write, tensors=tensors, documents={**documents, NOTED: noted})
+    checkpoint.save_folder(folder, write, tensors=tensors, documents={**documents, _BASE: noted})
 
 
 def load_adapter(
@@ -99,35 +95,27 @@ def load_adapter(
     if verify and is_sealed(folder):
         checkpoint.verify(folder, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER)
     with AdapterSource(folder, base) as source:
-        if verify and (folder / OWN / f"{NOTED}.json").is_file():
+        if verify and (folder / OWN / f"{_BASE}.json").is_file():
             _check_base(folder, source)
         tokenizer = load_tokenizer(folder if (folder / TOKENIZER[0]).exists() else source.base)
         checkpoint.check_tokenizer(folder, source.config, tokenizer)
         model = checkpoint.load_model(
             source.base, device=device, dtype=dtype or source.dtype, verify=verify
         )
-        if source.config.labels and not model.config.labels:
-            model = label_model(model, source.config.labels, seed=0)
         try:
             with torch.random.fork_rng(devices=[]):
                 add_lora(model, LoRAConfig(**asdict(source.settings)))
         except ClearheadError as error:
             raise ClearheadError(f"{folder / ADAPTER_CONFIG}: {error}") from error
-        parameters = _learnt(model)
+        parameters = lora_parameters(model)
         with torch.no_grad():
             for factor in source.factors:
                 parameters[factor.ours].copy_(source.read(factor))
     return model, tokenizer
 
 
-def _learnt(model: GPT) -> dict[str, Tensor]:
-    """Return what an adapter's folder holds of a model."""
-    head = {HEAD: model.head.weight} if model.config.labels else {}
-    return {**lora_parameters(model), **head}
-
-
 def _check_base(folder: Path, source: AdapterSource) -> None:
-    noted = checkpoint.load_document(folder, NOTED).get("sha256")
+    noted = checkpoint.load_document(folder, _BASE).get("sha256")
     if noted != _weight_digests(source.base, source.config):
         raise ClearheadError(
             f"{source.base} does not hold the weights that {folder} was trained on: their SHA-256 "
@@ -140,16 +128,14 @@ def _weight_digests(base: Path, config: GPTConfig) -> dict[str, str]:
 
     Args:
         base: The model's folder.
-        config: The shape that it has to have, but for a classifier's head if it has none.
+        config: The shape that it has to have.
 
     Raises:
         ClearheadError: It is no checkpoint, damaged, or of another shape.
     """
     with open_huggingface(base, with_tokenizer=False) as source:
         found, files = source.config, source.files[1:]  # the first is the config
-    if config.labels and not found.labels:
-        found = replace(found, labels=config.labels, tied_head=False)
-    if found.labels != config.labels or dict(our_weights(found)) != dict(our_weights(config)):
+    if dict(our_weights(found)) != dict(our_weights(config)):
         raise ClearheadError(f"{base} is of another shape than the model that the adapter is on")
     try:
         return {one.name: digest(one) for one in files}

@@ -103,8 +103,6 @@ class LoRALinear(Linear):
 def add_lora(model: GPT, config: LoRAConfig, name: str = "default") -> None:
     """Put a new adapter on a model and use it; from then on only its weights are learnt.
 
-    But a classifier's head is learnt too; it is one for all adapters.
-
     It changes nothing until it is trained. Its `a` is drawn as in the paper's code, from torch's
     global generator of the CPU, so that one seed gives the same on each device.
 
@@ -131,7 +129,6 @@ def add_lora(model: GPT, config: LoRAConfig, name: str = "default") -> None:
             f"LoRA's rank is {config.rank}; the layers are {most} wide, so give at most {most}"
         )
     model.requires_grad_(False)
-    model.head.requires_grad_(bool(model.config.labels))
     for path, layer in layers:
         if not isinstance(layer, LoRALinear):
             layer = LoRALinear(layer)

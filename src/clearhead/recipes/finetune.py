@@ -104,7 +104,7 @@ class FinetuneConfig(TrainConfig):
     freeze_to: int = 0
     """Leave the embeddings and this many of the first blocks as they are."""
     lora: int | None = None
-    """Rank of LoRA adapters, a classifier's head is learnt beside; all weights without."""
+    """Rank of LoRA adapters; all weights are learnt without."""
     lora_alpha: float | None = None
     """The adapters are added alpha / rank times; alpha is 2·rank by default."""
     lora_targets: tuple[str, ...] = ("qkv",)
@@ -197,6 +197,11 @@ class ClassifyConfig(FinetuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lora is not None:
+            raise ClearheadError(
+                "a classifier's head is learnt with its other weights; leave lora out, and hold "
+                "blocks fixed by freeze_to"
+            )
         self.options()
 
     def options(self) -> ClassifyOptions:

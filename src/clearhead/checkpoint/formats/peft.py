@@ -1,33 +1,23 @@
-"""LoRA adapters as PEFT stores them: its config, its names; the layouts are the paper's.
-
-A classifier's adapter has its whole head too, as one of PEFT's `modules_to_save`.
-"""
+"""LoRA adapters as PEFT stores them: its config, its names; the layouts are the paper's."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from reprlib import repr as short
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from clearhead.checkpoint.checksums import OWN, read_json, write_json
+from clearhead.checkpoint.checksums import read_json, write_json
 from clearhead.checkpoint.formats.huggingface import (
     ADAPTER_CONFIG,
     STORED,
     TABLE,
     open_huggingface,
-)
-from clearhead.checkpoint.formats.peft_config import (
-    MODULES,
-    AdapterSettings,
-    base_folder,
-    learns_head,
-    read_settings,
 )
 from clearhead.checkpoint.formats.source import several
 from clearhead.checkpoint.tensors import DTYPES, Entry, TensorFile, write_tensors
@@ -35,12 +25,51 @@ from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HEAD = "head.weight"
-"""Our name of a classifier's head."""
-NOTED = "base"
-"""The document that notes what an adapter was trained on."""
 _PREFIX = "base_model.model."
-_SCORE = f"{_PREFIX}score.weight"
+_NOTHING: tuple[object, ...] = (None, False, "none", "", [], {})
+_FIXED: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "init_lora_weights": (True, False, "gaussian"),  # others, as pissa, change the base too
+}
+_WITHOUT_EFFECT = frozenset(  # on an adapter that has its weights
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "fan_in_fan_out",
+        "inference_mode",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+_READ = frozenset({*_FIXED, "lora_alpha", "lora_dropout", "r", "target_modules"})
+_MOST = 1e9
+_MODULES = {  # our name within attention or mlp: theirs within a block
+    ours.split(".")[1]: str(theirs).removesuffix(".weight")
+    for ours, theirs in TABLE.in_block
+    if ours.startswith(("attention.", "mlp.")) and ours.endswith(".weight")
+}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What adapter_config.json says."""
+
+    rank: int
+    """Inner width R of the factors."""
+    alpha: float
+    """Their product is added alpha / rank times."""
+    targets: tuple[str, ...]
+    """Our names of the layers in each block: qkv, out_proj, up, down."""
+    dropout: float
+    """Probability of dropping an input of the factors in training."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +77,11 @@ class Factor:
     """One tensor of an adapter."""
 
     ours: str
-    """The layer's name in `GPT`, and a or b: `blocks.0.attention.qkv.a`; or `head.weight`."""
+    """The layer's name in `GPT`, and a or b: `blocks.0.attention.qkv.a`."""
     theirs: str
     """Its name in the file."""
     shape: tuple[int, int]
-    """[R, in] for a, [out, R] for b, [labels, D] for a head; there and here."""
+    """[R, in] for a, [out, R] for b, there and here."""
 
 
 class AdapterSource:
@@ -70,7 +99,7 @@ class AdapterSource:
     base: Path
     """The folder of the model that it belongs to."""
     config: GPTConfig
-    """The base's shape, with the adapter's labels if it has a head."""
+    """The base's shape."""
     settings: AdapterSettings
     """The adapter's."""
     dtype: torch.dtype
@@ -81,17 +110,14 @@ class AdapterSource:
     def __init__(self, folder: Path, base: Path | None = None) -> None:
         where = folder / ADAPTER_CONFIG
         values = read_json(where)
-        self.base = base or base_folder(values.get("base_model_name_or_path"), folder)
+        self.base = base or _base(values.get("base_model_name_or_path"), folder)
         with open_huggingface(self.base, with_tokenizer=False) as source:
             self.config, dtype = source.config, source.dtype
-        self.settings = read_settings(values, self.config, where)
+        self.settings = _settings(values, self.config, where)
         self._file = TensorFile(folder / ADAPTER_WEIGHTS)
         with ExitStack() as stack:
             stack.enter_context(self._file)
-            has_head = learns_head(values.get("modules_to_save"), where)
-            if has_head and not self.config.labels:
-                self.config = _labelled(self.config, self._file, folder)
-            self.factors = _checked(self._file, self.config, self.settings, has_head)
+            self.factors = _checked(self._file, self.config, self.settings)
             stack.pop_all()
         stored = [DTYPES[entry.dtype] for entry in self._file.header.values()]
         self.dtype = reduce(torch.promote_types, stored, dtype)
@@ -131,9 +157,9 @@ def write_adapter(
 
     Args:
         folder: An empty folder.
-        config: The model's shape.
+        config: The base's shape.
         settings: The adapter's.
-        tensors: The factors, and the head if it is learnt, by our names.
+        tensors: The factors, by our names.
         base: The base's folder, which is noted.
 
     Raises:
@@ -143,44 +169,94 @@ def write_adapter(
         folder / ADAPTER_CONFIG,
         {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS" if config.labels else "CAUSAL_LM",
+            "task_type": None if config.labels else "CAUSAL_LM",
             "base_model_name_or_path": str(base.resolve()),
             "r": settings.rank,
             "lora_alpha": settings.alpha,
             "lora_dropout": settings.dropout,
-            "target_modules": [MODULES[target] for target in settings.targets],
-            "modules_to_save": ["score"] if HEAD in tensors else None,
+            "target_modules": [_MODULES[target] for target in settings.targets],
             "fan_in_fan_out": True,  # the base's layers are Conv1D there
             "bias": "none",
             "inference_mode": True,
         },
     )
-    factors = {one.theirs: one.ours for one in _factors(config, settings, HEAD in tensors)}
+    factors = {one.theirs: one.ours for one in _factors(config, settings)}
     header = {theirs: Entry.of(tensors[ours]) for theirs, ours in factors.items()}
     write_tensors(folder / ADAPTER_WEIGHTS, header, lambda theirs: tensors[factors[theirs]])
 
 
-def _labelled(config: GPTConfig, file: TensorFile, folder: Path) -> GPTConfig:
-    """Return a language model's shape with the head of a file; PEFT does not note the labels."""
-    entry = file.header.get(_SCORE)
-    if entry is None or len(entry.shape) != 2 or entry.shape[1] != config.d_model:
-        found = "missing" if entry is None else f"{short(list(entry.shape))}"
+def _base(named: object, folder: Path) -> Path:
+    """Return the base's folder: absolute, or relative to the adapter's."""
+    where = folder / ADAPTER_CONFIG
+    if not isinstance(named, str) or not named:
+        raise ClearheadError(f"{where}: base_model_name_or_path names no folder")
+    try:
+        is_there = (folder / named).is_dir()
+    except OSError:  # no system has names like that
+        is_there = False
+    if not is_there:
         raise ClearheadError(
-            f"{file.path}: {_SCORE} is {found}; it must be [labels, {config.d_model}]"
+            f"{where}: its base {short(named)} is no folder; if it lies elsewhere now, make a "
+            "whole model with clearhead merge --base DIR"
         )
-    noted = folder / OWN / f"{NOTED}.json"
-    labels = read_json(noted).get("labels") if noted.is_file() else None
-    if labels is None:
-        labels = [f"LABEL_{number}" for number in range(entry.shape[0])]
-    if not isinstance(labels, list) or len(labels) != entry.shape[0] or len(labels) < 2:
-        raise ClearheadError(f"{noted}: its labels are not those of the head of {entry.shape[0]}")
-    return replace(config, labels=tuple(str(one) for one in labels), tied_head=False)
+    return folder / named
 
 
-def _factors(config: GPTConfig, settings: AdapterSettings, has_head: bool) -> Iterator[Factor]:
+def _settings(values: Mapping[str, Any], config: GPTConfig, where: Path) -> AdapterSettings:
+    """Read adapter_config.json; what is more than plain LoRA is refused by name."""
+    for key, value in values.items():
+        if key not in _READ | _WITHOUT_EFFECT and value not in _NOTHING:
+            raise ClearheadError(
+                f"{where}: {key[:80]!r} is {short(value)}; clearhead has plain LoRA only"
+            )
+    for key, allowed in _FIXED.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise ClearheadError(
+                f"{where}: {key} is {short(values[key])}; clearhead has plain LoRA only"
+            )
+    rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)  # what PEFT leaves out
+    dropout = values.get("lora_dropout", 0.0)
+    if type(rank) is not int or not 1 <= rank < 2**31:
+        raise ClearheadError(f"{where}: r is {short(rank)}; it must be 1 or more")
+    for key, value in (("lora_alpha", alpha), ("lora_dropout", dropout)):
+        if type(value) not in (int, float) or not 0 <= value < _MOST:
+            raise ClearheadError(f"{where}: {key} is {short(value)}; it must be a number")
+    targets = _targets(values.get("target_modules"), config, where)
+    return AdapterSettings(rank, float(alpha), targets, float(dropout))
+
+
+def _targets(named: object, config: GPTConfig, where: Path) -> tuple[str, ...]:
+    """Return our names of the layers that are meant, by PEFT's rule: a name or its last parts."""
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise ClearheadError(
+            f"{where}: target_modules is {short(named)}; clearhead reads a list of names"
+        )
+    wanted, targets = set(named), []
+    for target, module in _MODULES.items():
+        paths = [TABLE.block.format(layer=layer) + module for layer in range(config.n_layers)]
+        n_meant = sum(not wanted.isdisjoint(_endings(path)) for path in paths)
+        if 0 < n_meant < len(paths):
+            raise ClearheadError(
+                f"{where}: target_modules name {module} in {n_meant} of {len(paths)} blocks; "
+                "clearhead has adapters in all blocks only"
+            )
+        if n_meant:
+            targets.append(target)
+    if not targets:
+        raise ClearheadError(
+            f"{where}: target_modules are {short(named)}; clearhead has adapters on "
+            f"{', '.join(_MODULES.values())} only"
+        )
+    return tuple(targets)
+
+
+def _endings(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[at:]) for at in range(len(parts))]
+
+
+def _factors(config: GPTConfig, settings: AdapterSettings) -> Iterator[Factor]:
     """Yield every tensor of an adapter."""
-    if has_head:
-        yield Factor(HEAD, _SCORE, (config.n_outputs, config.d_model))
     for weight in TABLE.weights(config):
         ours = weight.ours.removesuffix(".weight")
         if weight.transposed and ours.rpartition(".")[2] in settings.targets:
@@ -190,11 +266,9 @@ def _factors(config: GPTConfig, settings: AdapterSettings, has_head: bool) -> It
             yield Factor(f"{ours}.b", f"{theirs}.lora_B.weight", (n_out, settings.rank))
 
 
-def _checked(
-    file: TensorFile, config: GPTConfig, settings: AdapterSettings, has_head: bool
-) -> list[Factor]:
+def _checked(file: TensorFile, config: GPTConfig, settings: AdapterSettings) -> list[Factor]:
     """Return the tensors of a file, each of which is there in its shape, and no other."""
-    factors = list(_factors(config, settings, has_head))
+    factors = list(_factors(config, settings))
     wanted = {one.theirs for one in factors}
     missing = [one.theirs for one in factors if one.theirs not in file.header]
     surplus = [name for name in file.header if name not in wanted]
