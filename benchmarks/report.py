@@ -23,6 +23,7 @@ def main() -> None:
         ("convert", convert),
         ("lens", lens),
         ("classify", classify),
+        ("evaluate", evaluate),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -198,6 +199,31 @@ def lens(result: dict[str, Any]) -> list[str]:
         "`python benchmarks/lens.py`",
         table(
             ["", "forward (s)", "measure (s)", "in forwards", "added", "extra memory (MB)"], rows
+        ),
+    ]
+
+
+def evaluate(result: dict[str, Any]) -> list[str]:
+    contestants = result["contestants"]
+    ours = contestants["clearhead"]["seconds"]
+    rows = [
+        [
+            name,
+            f"{one['seconds']:.1f}",
+            f"{result['questions'] / one['seconds']:.1f}",
+            f"{one['seconds'] / ours:.2f} ×",
+            f"{one['equal_answers']} of {result['questions']}",
+            f"{one['largest_difference']:.0e}",
+        ]
+        for name, one in contestants.items()
+    ]
+    return [
+        "## Answering questions: HellaSwag on gpt2-124m",
+        "Random weights, fp32, log-likelihoods of four endings a question, after loading. "
+        "`python benchmarks/evaluate.py --data hellaswag_val.jsonl`",
+        table(
+            ["", "seconds", "questions/s", "ours is", "answers equal", "largest difference (nats)"],
+            rows,
         ),
     ]
 

@@ -63,6 +63,12 @@ def test_a_model_is_taught(tmp_path):
     assert re.search(r"before: 0\.693\d nats a pair\nafter: .* right", told)
     told = run("teach_labels.py", base, data, tmp_path / "labels", "4")
     assert "of 8 right, 95 % interval" in told
+    questions = tmp_path / "piqa.jsonl"
+    row = {"goal": "Open the door", "sol1": "Turn the knob.", "sol2": "Sing.", "label": 0}
+    questions.write_text(f"{json.dumps(row)}\n" * 5)
+    told = run("evaluate.py", base, "piqa", questions, tmp_path / "answers")
+    assert "piqa accuracy: " in told
+    assert f"{tmp_path / 'answers'} differs by " in told
 
 
 def test_every_example_is_run_here():

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent.parent
 SAYS = {
     "cli": "the command: parses, calls, shows",
     "recipes": "the public functions that wire rooms together",
+    "evaluate": "likelihoods, benchmarks",
     "finetune": "a data set and a loss each, for that loop",
     "train": "one step, one loop",
     "checkpoint": "Hugging Face folders, whole or not at all",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         import_checkpoint,
         verify_checkpoint,
     )
+    from clearhead.recipes.evaluate import TaskResult, compare_models, evaluate_model
     from clearhead.recipes.finetune import (
         ClassifyConfig,
         InstructConfig,
@@ -66,16 +67,19 @@ __all__ = [
     "PretrainConfig",
     "SamplingConfig",
     "Stage",
+    "TaskResult",
     "TokenDataset",
     "Tokenizer",
     "TrainingResult",
     "build_tokenizer",
     "bytes_per_token",
     "classify",
+    "compare_models",
     "describe_checkpoint",
     "describe_data",
     "download",
     "evaluate_classifier",
+    "evaluate_model",
     "export_checkpoint",
     "fine_tune",
     "generate",
@@ -151,6 +155,9 @@ _HOMES = {
     "Stage": "recipes.ledger.Stage",
     "fine_tune": "recipes.finetune.fine_tune",
     "read_ledger": "recipes.ledger.read_ledger",
+    "TaskResult": "recipes.evaluate.TaskResult",
+    "compare_models": "recipes.evaluate.compare_models",
+    "evaluate_model": "recipes.evaluate.evaluate_model",
 }
 
 

@@ -11,7 +11,7 @@ from clearhead.errors import ClearheadError
 from clearhead.files import sha256_file
 from clearhead.finetune import load_adapter, lora_config, lora_parameters
 from clearhead.model import GPTConfig
-from clearhead.recipes.finetune import InstructConfig, PreferConfig, fine_tune
+from clearhead.recipes.finetune import ClassifyConfig, InstructConfig, PreferConfig, fine_tune
 from clearhead.recipes.generate import generate, question
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.lens import lens_model
@@ -186,3 +186,61 @@ def test_an_adapter_is_no_base(settings, tmp_path):
     fine_tune(settings(steps=1))
     with pytest.raises(ClearheadError, match="is an adapter; make a whole model of it"):
         fine_tune(settings(base=settings().out, out=tmp_path / "second"))
+
+
+LABELLED = [{"text": f"Number {n}.", "label": "even" if n % 2 == 0 else "odd"} for n in range(40)]
+
+
+@pytest.fixture
+def classify(settings, tmp_path):
+    (tmp_path / "labelled.json").write_text(json.dumps(LABELLED))
+
+    def build(**options):
+        return settings(ClassifyConfig, data=tmp_path / "labelled.json", **options)
+
+    return build
+
+
+def test_a_classifiers_adapter_holds_its_head(classify, base):
+    result = fine_tune(classify())
+    model, _ = load(result.checkpoint, device="cpu")
+    fresh = checkpoint.load_model(classify().out / "base")
+    assert model.config.labels == fresh.config.labels == ("even", "odd")
+    assert not torch.equal(model.head.weight, fresh.head.weight)
+    plain = checkpoint.load_model(checkpoint.resolve(base)).state_dict()
+    for name, one in model.state_dict().items():
+        assert name == "head.weight" or ".adapters." in name or torch.equal(one, plain[name]), name
+    assert read_ledger(result.checkpoint)[-1].after["unit"] == "nats a text"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_computes_the_same_from_a_classifiers_adapter(classify):
+    import peft
+    from transformers import AutoModelForSequenceClassification
+
+    result = fine_tune(classify())
+    theirs = AutoModelForSequenceClassification.from_pretrained(classify().out / "base").eval()
+    loaded = peft.PeftModel.from_pretrained(theirs, result.checkpoint).eval()
+    model, _ = load(result.checkpoint, device="cpu")
+    tokens = torch.arange(20, 40)[None]
+    expected = model(tokens)[:, -1]
+    torch.testing.assert_close(loaded(tokens).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_stopped_classifiers_adapter_goes_on_bit_for_bit(classify, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def die(event):
+        if isinstance(event, Stepped) and event.step == 5:
+            raise KilledError
+
+    fine_tune(classify(out=tmp_path / "whole"))
+    with pytest.raises(KilledError):
+        fine_tune(classify(out=tmp_path / "killed"), observers=[die])
+    fine_tune(classify(out=tmp_path / "killed"), resume=True)
+    found = [
+        (checkpoint.resolve(tmp_path / one) / "adapter_model.safetensors").read_bytes()
+        for one in ("whole", "killed")
+    ]
+    assert found[0] == found[1]

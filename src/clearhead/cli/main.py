@@ -70,6 +70,18 @@ VERBS = {
     "merge": Verb(
         "merge", "merge", "DIR --out DIR", "make one checkpoint of an adapter and its model"
     ),
+    "eval": Verb(
+        "evaluate",
+        "eval_",
+        "DIR --task NAME [--data PATH]",
+        "measure a model on a benchmark or text",
+    ),
+    "compare": Verb(
+        "evaluate",
+        "compare",
+        "DIR DIR --task NAME [--data PATH]",
+        "test whether two models differ on the same questions",
+    ),
     "data prepare": Verb(
         "data",
         "prepare",

@@ -1,7 +1,6 @@
 """LoRA adapters on disk: PEFT's folder, sealed as a checkpoint is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +13,7 @@ from clearhead.checkpoint.checksums import OWN, digest, is_sealed
 from clearhead.checkpoint.formats.huggingface import ADAPTER_CONFIG, TOKENIZER, open_huggingface
 from clearhead.checkpoint.formats.peft import (
     ADAPTER_WEIGHTS,
+    HEAD,
     AdapterSettings,
     AdapterSource,
     write_adapter,
@@ -39,6 +39,8 @@ def save_adapter(
 ) -> None:
     """Save the adapter in use as a folder that PEFT loads too, wholly or not at all.
 
+    A head that is learnt with it, as a classifier's is, goes along.
+
     What the base's weights are is noted in clearhead/base.json.
 
     Args:
@@ -58,10 +60,12 @@ def save_adapter(
     if config is None:
         raise ClearheadError("no adapter of the model is in use; name it to use_adapter first")
     checkpoint.check_tokenizer(folder, model.config, tokenizer)
-    settings = AdapterSettings(config.rank, config.alpha, config.targets, config.dropout)
+    with_head = model.head.weight.requires_grad
+    settings = AdapterSettings(config.rank, config.alpha, config.targets, config.dropout, with_head)
+    learnt = {**lora_parameters(model), **({HEAD: model.head.weight} if with_head else {})}
 
     def write(temporary: Path) -> None:
-        write_adapter(temporary, model.config, settings, lora_parameters(model), base)
+        write_adapter(temporary, model.config, settings, learnt, base)
         save_tokenizer(tokenizer, temporary)
 
     digests = _weight_digests(base, model.config)
@@ -104,10 +108,12 @@ def load_adapter(
         )
         try:
             with torch.random.fork_rng(devices=[]):
-                add_lora(model, LoRAConfig(**asdict(source.settings)))
+                one = source.settings
+                add_lora(model, LoRAConfig(one.rank, one.alpha, one.targets, one.dropout))
         except ClearheadError as error:
             raise ClearheadError(f"{folder / ADAPTER_CONFIG}: {error}") from error
-        parameters = lora_parameters(model)
+        model.head.weight.requires_grad_(source.settings.with_head)
+        parameters = {**lora_parameters(model), HEAD: model.head.weight}
         with torch.no_grad():
             for factor in source.factors:
                 parameters[factor.ours].copy_(source.read(factor))

@@ -35,7 +35,11 @@ class Examples(Generic[T]):
 
 
 def read_examples(
-    path: Path, parse: Callable[[Row], T], *, columns: tuple[str, ...] = (), skip_bad: bool = False
+    path: Path,
+    parse: Callable[[Row], T],
+    *,
+    columns: tuple[str, ...] = (),
+    skip_bad: bool | None = False,
 ) -> Examples[T]:
     """Read a file's rows, each made an example by `parse`.
 
@@ -44,7 +48,7 @@ def read_examples(
         parse: Returns a row's example; raises ClearheadError with what is wrong with it.
         columns: The columns that the rows must have, for tables. Numbers from 1 on name those of a
             table without a header.
-        skip_bad: Count bad rows and go on.
+        skip_bad: Count bad rows and go on; None: that is not on offer.
 
     Raises:
         ClearheadError: The file is missing, no such file, or holds no good row; or a row is bad
@@ -58,9 +62,8 @@ def read_examples(
             rows.append(parse(row))
         except ClearheadError as error:
             if not skip_bad:
-                raise ClearheadError(
-                    f"{path}, {where}: {error}; mend it, or leave bad rows out with --skip-bad"
-                ) from error
+                other = "" if skip_bad is None else ", or leave bad rows out with --skip-bad"
+                raise ClearheadError(f"{path}, {where}: {error}; mend it{other}") from error
             n_skipped += 1
             if n_skipped <= _SKIPPED_SHOWN:
                 skipped.append(f"{where}: {error}")

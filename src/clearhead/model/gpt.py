@@ -108,6 +108,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         lengths: Int[Tensor, " B"] | None = None,
         documents: Int[Tensor, "B T"] | None = None,
+        shared: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Return the normalised residual stream that the unembedding reads.
 
@@ -117,20 +118,23 @@ class GPT(nn.Module):
             lengths: As in `forward`.
             documents: Which document of its row each token belongs to, where rows hold several:
                 each begins at position 0 and sees only itself. Not with a cache.
+            shared: With `documents`, how many of each row's first tokens all the others follow.
 
         Raises:
             ClearheadError: The text is longer than the context.
         """
         length = token_ids.shape[1]
         if cache is None:
-            if length > self.config.context_length:
+            places, positions, mask = torch.arange(length, device=token_ids.device), None, None
+            longest = length
+            if documents is not None:
+                places, mask = within_documents(documents, shared)
+                longest = int(places.max()) + 1 if length else 0
+            if longest > self.config.context_length:
                 raise ClearheadError(
-                    f"{length} tokens are {length - self.config.context_length} more than "
+                    f"{longest} tokens are {longest - self.config.context_length} more than "
                     f"the context of {self.config.context_length}"
                 )
-            places, positions, mask = torch.arange(length, device=token_ids.device), None, None
-            if documents is not None:
-                places, mask = within_documents(documents)
         else:
             places = positions = cache.positions(length)
             mask = cache.mask(positions)

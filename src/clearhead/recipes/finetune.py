@@ -197,11 +197,6 @@ class ClassifyConfig(FinetuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lora is not None:
-            raise ClearheadError(
-                "a classifier's head is learnt with its other weights; leave lora out, and hold "
-                "blocks fixed by freeze_to"
-            )
         self.options()
 
     def options(self) -> ClassifyOptions:
@@ -256,7 +251,7 @@ def fine_tune(
     else:
         stages = [*read_ledger(base), _begin(settings, base, model, objective, tokenizer, data)]
     torch.manual_seed(settings.seed)
-    save = _choose_weights(settings, model, stages[-1])
+    save = _choose_weights(settings, model, tokenizer, stages[-1])
     write_run(run, settings)
     torch.manual_seed(settings.seed)
     trainer = Trainer(
@@ -365,17 +360,27 @@ def _classification(
     return model, task, tokenizer, [_described(found)]
 
 
-def _choose_weights(settings: FinetuneConfig, model: GPT, stage: Stage) -> Callable[..., None]:
-    """Leave to be learnt what is to be learnt, and return how that is saved."""
+def _choose_weights(
+    settings: FinetuneConfig, model: GPT, tokenizer: Tokenizer, stage: Stage
+) -> Callable[..., None]:
+    """Leave to be learnt what is to be learnt, and return how that is saved.
+
+    A classifier's adapter belongs to the model with its fresh head, which is kept in the run.
+    """
     adapter = settings.adapter()
+    labelled = settings.out / "base"
+    if adapter is not None and model.config.labels and not labelled.exists():
+        checkpoint.save(labelled, model, tokenizer)
     if adapter is not None and lora_config(model) is None:
         add_lora(model, adapter)
     freeze(model, settings.freeze_to)
     if adapter is None or stage.started_from is None:
         return checkpoint.save
+    model.head.weight.requires_grad_(bool(model.config.labels))
     learnt = sum(one.numel() for one in model.parameters() if one.requires_grad)
     _log.info("%s of %s weights are learnt", f"{learnt:,}", f"{model.n_parameters():,}")
-    return partial(save_adapter, base=Path(stage.started_from["path"]))
+    base = labelled if model.config.labels else Path(stage.started_from["path"])
+    return partial(save_adapter, base=base)
 
 
 def freeze(model: GPT, layers: int) -> None:

@@ -25,7 +25,10 @@ from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HEAD = "head.weight"
+"""Our name of the head, which goes with an adapter that made a classifier."""
 _PREFIX = "base_model.model."
+_SCORE = "score"  # what transformers calls a classifier's head
 _NOTHING: tuple[object, ...] = (None, False, "none", "", [], {})
 _FIXED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -49,7 +52,7 @@ _WITHOUT_EFFECT = frozenset(  # on an adapter that has its weights
         "task_type",
     }
 )
-_READ = frozenset({*_FIXED, "lora_alpha", "lora_dropout", "r", "target_modules"})
+_READ = frozenset({*_FIXED, "lora_alpha", "lora_dropout", "modules_to_save", "r", "target_modules"})
 _MOST = 1e9
 _MODULES = {  # our name within attention or mlp: theirs within a block
     ours.split(".")[1]: str(theirs).removesuffix(".weight")
@@ -70,6 +73,8 @@ class AdapterSettings:
     """Our names of the layers in each block: qkv, out_proj, up, down."""
     dropout: float
     """Probability of dropping an input of the factors in training."""
+    with_head: bool = False
+    """Whether a classifier's whole head goes with it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Factor:
     theirs: str
     """Its name in the file."""
     shape: tuple[int, int]
-    """[R, in] for a, [out, R] for b, there and here."""
+    """[R, in] for a, [out, R] for b, there and here; the head's own."""
 
 
 class AdapterSource:
@@ -169,7 +174,8 @@ def write_adapter(
         folder / ADAPTER_CONFIG,
         {
             "peft_type": "LORA",
-            "task_type": None if config.labels else "CAUSAL_LM",
+            "task_type": _task(config, settings),
+            "modules_to_save": [_SCORE] if settings.with_head else None,
             "base_model_name_or_path": str(base.resolve()),
             "r": settings.rank,
             "lora_alpha": settings.alpha,
@@ -183,6 +189,13 @@ def write_adapter(
     factors = {one.theirs: one.ours for one in _factors(config, settings)}
     header = {theirs: Entry.of(tensors[ours]) for theirs, ours in factors.items()}
     write_tensors(folder / ADAPTER_WEIGHTS, header, lambda theirs: tensors[factors[theirs]])
+
+
+def _task(config: GPTConfig, settings: AdapterSettings) -> str | None:
+    """Return PEFT's word for what it is for; by SEQ_CLS it would look for a head of its own."""
+    if settings.with_head:
+        return "SEQ_CLS"
+    return None if config.labels else "CAUSAL_LM"
 
 
 def _base(named: object, folder: Path) -> Path:
@@ -222,7 +235,21 @@ def _settings(values: Mapping[str, Any], config: GPTConfig, where: Path) -> Adap
         if type(value) not in (int, float) or not 0 <= value < _MOST:
             raise ClearheadError(f"{where}: {key} is {short(value)}; it must be a number")
     targets = _targets(values.get("target_modules"), config, where)
-    return AdapterSettings(rank, float(alpha), targets, float(dropout))
+    with_head = _saves_head(values.get("modules_to_save"), config, where)
+    return AdapterSettings(rank, float(alpha), targets, float(dropout), with_head)
+
+
+def _saves_head(named: object, config: GPTConfig, where: Path) -> bool:
+    """Say whether the head goes with the adapter, which only a classifier's can."""
+    if named in _NOTHING:
+        return False
+    if not isinstance(named, list) or not set(map(str, named)) <= {_SCORE, "classifier"}:
+        raise ClearheadError(
+            f"{where}: modules_to_save is {short(named)}; clearhead saves a classifier's head only"
+        )
+    if not config.labels:
+        raise ClearheadError(f"{where}: modules_to_save names a head, and its base has no labels")
+    return _SCORE in named
 
 
 def _targets(named: object, config: GPTConfig, where: Path) -> tuple[str, ...]:
@@ -264,6 +291,9 @@ def _factors(config: GPTConfig, settings: AdapterSettings) -> Iterator[Factor]:
             n_in, n_out = weight.shape
             yield Factor(f"{ours}.a", f"{theirs}.lora_A.weight", (settings.rank, n_in))
             yield Factor(f"{ours}.b", f"{theirs}.lora_B.weight", (n_out, settings.rank))
+    if settings.with_head:
+        shape = (config.n_outputs, config.d_model)
+        yield Factor(HEAD, f"{_PREFIX}{_SCORE}.weight", shape)
 
 
 def _checked(file: TensorFile, config: GPTConfig, settings: AdapterSettings) -> list[Factor]:
