@@ -86,6 +86,23 @@ def test_pefts_own_adapter_is_merged(call, base, tmp_path):
     torch.testing.assert_close(found, live(TOKENS).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_a_classifiers_adapter_is_merged(call, base, tmp_path):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("label\ttext\n" + "".join(f"{'ab'[n % 2]}\tno {n}\n" for n in range(40)))
+    made = ["finetune", "classify", base, "--data", rows, "--lora", "2", *SMALL]
+    made += ["--plain-text", base.parent / "text.txt", "--out", tmp_path / "labels"]
+    assert call(*made)[0] == 0
+    live = call("classify", tmp_path / "labels", "--text", "no 3", "--json")
+    assert live[0] == 0
+    status, _, err = call("merge", tmp_path / "labels", "--out", tmp_path / "merged", "--json")
+    assert (status, err) == (0, "")
+    merged = call("classify", tmp_path / "merged", "--text", "no 3", "--json")
+    live, merged = (json.loads(one[1]) for one in (live, merged))
+    assert live["label"] == merged["label"]
+    assert live["probabilities"] == pytest.approx(merged["probabilities"], abs=1e-5)
+    assert "labels  " in call("info", tmp_path / "labels")[1]
+
+
 def test_it_tells_in_words(call, tuned, tmp_path):
     status, shown, _ = call("merge", tuned, "--out", tmp_path / "merged", "--which", "best")
     assert status == 0
@@ -114,6 +131,7 @@ def test_info_tells_of_the_adapter(call, base, tuned):
         "alpha": 8.0,
         "targets": ["qkv", "up"],
         "dropout": 0.0,
+        "with_head": False,
         "parameters": 4 * (16 + 48) + 4 * (16 + 64),
     }
     status, shown, _ = call("info", tuned)

@@ -230,6 +230,29 @@ def test_a_classifiers_adapter_is_pefts_too(tokenizer, tmp_path):
     torch.testing.assert_close(loaded(tokens).logits, found, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifiers_adapter_of_pefts_is_loaded_with_its_head(tokenizer, tmp_path):
+    import peft
+    from transformers import GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    model = GPT(replace(SHAPE, labels=("ham", "spam"), tied_head=False)).eval()
+    checkpoint.save(tmp_path / "base", model, tokenizer)
+    settings = peft.LoraConfig(r=2, task_type="SEQ_CLS", init_lora_weights=False)
+    theirs = peft.get_peft_model(
+        GPT2ForSequenceClassification.from_pretrained(tmp_path / "base"), settings
+    ).eval()
+    with torch.no_grad():
+        theirs.base_model.model.score.modules_to_save["default"].weight.normal_()
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours, _ = load_adapter(tmp_path / "adapter")
+    found = ours(TOKENS)[:, -1]
+    torch.testing.assert_close(found, theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+    told = checkpoint.describe(tmp_path / "adapter")
+    assert told.n_parameters == ours.n_parameters()
+    assert told.adapter.n_parameters == 2 * 2 * (16 + 48) + 2 * 16
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

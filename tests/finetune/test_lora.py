@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from clearhead.data import Rows
 from clearhead.engine import SamplingConfig, generate_ids
 from clearhead.errors import ClearheadError
 from clearhead.finetune import (
@@ -15,9 +16,10 @@ from clearhead.finetune import (
     use_adapter,
 )
 from clearhead.finetune.lora import TARGETS, LoRALinear, adapter_names
+from clearhead.lens.taps import POINTS, run
 from clearhead.lens.weights import weights
 from clearhead.model import GPT, GPTConfig
-from clearhead.train import OptimizerConfig
+from clearhead.train import OptimizerConfig, next_token_loss
 from clearhead.train.optim import build_optimizers
 
 SHAPE = GPTConfig(vocab_size=40, context_length=12, d_model=16, n_heads=2, n_layers=2, dropout=0.0)
@@ -69,6 +71,32 @@ def test_the_formula(model):
     torch.testing.assert_close(model.blocks[0].mlp.up(x), expected)
 
 
+def test_values_and_gradients_are_those_of_the_explicit_weight(model):
+    plain = copy.deepcopy(model).double()
+    add_lora(model.double(), LoRAConfig(rank=3, alpha=4.5, targets=TARGETS))
+    learn(model)
+    factors = {name: one.detach().clone() for name, one in lora_parameters(model).items()}
+    state = dict(plain.named_parameters())
+    for factor in factors.values():
+        factor.requires_grad_()
+    for name in [one[:-2] for one in factors if one.endswith(".a")]:
+        change = 4.5 / 3 * factors[f"{name}.b"] @ factors[f"{name}.a"]
+        state[f"{name}.weight"] = state[f"{name}.weight"].detach() + change  # W + α/R · B A
+    targets = TOKENS.roll(-1)
+    logits = torch.func.functional_call(plain, state, (TOKENS,))
+    torch.testing.assert_close(model(TOKENS), logits)
+    expected = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="sum")
+    expected.backward()
+    loss = next_token_loss(model, Rows(TOKENS, targets))
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, parameter in lora_parameters(model).items():
+        assert factors[name].grad.any(), name
+        torch.testing.assert_close(parameter.grad, factors[name].grad)
+    frozen = set(model.parameters()) - set(lora_parameters(model).values())
+    assert all(parameter.grad is None for parameter in frozen)
+
+
 @pytest.mark.parametrize("targets", [("qkv",), ("down", "out_proj"), TARGETS])
 def test_merged_equals_live(model, targets):
     plain = model(TOKENS)
@@ -117,11 +145,27 @@ def test_several_adapters_on_one_base(model):
         add_lora(model, LoRAConfig(), "one")
 
 
-def test_the_lens_reads_the_base_and_the_engine_runs_the_adapter(model):
+def test_the_lens_taps_the_live_adapter_and_reads_weights_once_merged(model):
+    add_lora(model, LoRAConfig(rank=4, targets=TARGETS))
+    learn(model)
+    with pytest.raises(ClearheadError, match=r"adapters beside .* merge_lora"):
+        weights(model)
+    seen = run(model, TOKENS, *POINTS)
+    merge_lora(model)
+    after = run(model, TOKENS, *POINTS)
+    for layer in range(SHAPE.n_layers):
+        for point in POINTS:
+            there, then = seen[point, layer], after[point, layer]
+            torch.testing.assert_close(there, then, atol=1e-4, rtol=1e-4)
+        out = torch.einsum("bthk,hkd->btd", seen["z", layer], weights(model).layers[layer].out)
+        out += weights(model).layers[layer].out_bias
+        torch.testing.assert_close(out, seen["attention", layer], atol=1e-4, rtol=1e-4)
+
+
+def test_the_engine_runs_the_live_adapter(model):
     before = weights(model).layers[0].query.clone()
     add_lora(model, LoRAConfig(rank=4, targets=TARGETS))
     learn(model)
-    assert torch.equal(weights(model).layers[0].query, before)
     sampling = SamplingConfig(max_new_tokens=6, temperature=0.0)
     live = list(generate_ids(model, [[1, 2, 3]], sampling))
     merge_lora(model)

@@ -54,3 +54,14 @@ def test_autocast_computes_in_bfloat16_and_keeps_fp32_gradients():
     torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0)
     grad_hidden, grad_weight = torch.autograd.grad(rounded, (hidden, weight))
     assert grad_hidden.dtype == grad_weight.dtype == torch.float32
+
+
+def test_a_frozen_head_takes_no_gradient_and_changes_none():
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 5, 8, requires_grad=True)
+    weight, targets = torch.randn(11, 8), torch.randint(11, (2, 5))
+    (frozen,) = torch.autograd.grad(summed_loss(hidden, weight, targets), hidden)
+    learnt = weight.clone().requires_grad_()
+    both = torch.autograd.grad(summed_loss(hidden, learnt, targets), (hidden, learnt))
+    assert torch.equal(frozen, both[0])
+    assert both[1].any()

@@ -1,5 +1,6 @@
 """What a checkpoint holds, without loading it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from clearhead.checkpoint.checksums import CHECKSUMS, OWN, read_json
 from clearhead.checkpoint.formats.huggingface import TOKENIZER, is_adapter, open_huggingface
-from clearhead.checkpoint.formats.peft import AdapterSettings, AdapterSource
+from clearhead.checkpoint.formats.peft import HEAD, AdapterSettings, AdapterSource
 from clearhead.checkpoint.formats.table import n_parameters
 from clearhead.checkpoint.runs import resolve, step_of
 from clearhead.checkpoint.tensors import Entry
@@ -25,7 +26,7 @@ class AdapterInfo:
     settings: AdapterSettings
     """Its rank, and on which layers it is."""
     n_parameters: int
-    """How many weights it has."""
+    """How many weights it has, a classifier's head among them."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ def describe(path: Path) -> CheckpointInfo:
         ClearheadError: It is no checkpoint, or what is read of it is damaged.
     """
     folder = resolve(path)
-    adapter = None
+    adapter, beside = None, 0
     if is_adapter(folder):
         with AdapterSource(folder) as opened:
             config, dtype = opened.config, opened.dtype
             adapter = AdapterInfo(opened.base, opened.settings, opened.n_parameters())
+            beside = sum(math.prod(one.shape) for one in opened.factors if one.ours != HEAD)
     else:
         with open_huggingface(folder, with_tokenizer=False) as source:
             config, dtype = source.config, source.dtype
@@ -73,7 +75,7 @@ def describe(path: Path) -> CheckpointInfo:
     return CheckpointInfo(
         path=folder,
         config=config,
-        n_parameters=n_parameters(config) + (adapter.n_parameters if adapter else 0),
+        n_parameters=n_parameters(config) + beside,
         dtype=Entry.of(torch.empty(0, dtype=dtype)).dtype,
         tokenizer=load_tokenizer(folder if has_own or not adapter else adapter.base).name,
         step=step_of(folder),

@@ -74,9 +74,18 @@ def weights(given: GPT | Weights) -> Weights:
 
     Args:
         given: A model, or weights that are in this form already.
+
+    Raises:
+        ClearheadError: Adapters stand beside them, without which they are not what it computes by.
     """
     if isinstance(given, Weights):
         return given
+    for block in _blocks(given):
+        if any(any(layer.children()) for layer in (block.attention.qkv, block.attention.out_proj)):
+            raise ClearheadError(
+                "the model has adapters beside its attention weights; put them into the weights by "
+                "merge_lora, or load it with merged=True"
+            )
     heads = given.config.n_heads
     return Weights(
         tuple(

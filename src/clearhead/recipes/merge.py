@@ -62,7 +62,15 @@ def merge_checkpoint(
             f"{folder}: its logits are infinite or not a number; there is nothing to merge"
         )
     names = ("the live adapter", "the merged weights")
-    agreement = compare_logits(batches, live, merged, names, at=LAST, independent=False)
+    agreement = compare_logits(
+        batches,
+        live,
+        merged,
+        names,
+        at=LAST,
+        independent=False,
+        of_labels=bool(model.config.labels),
+    )
     difference = agreement.max_abs_logit_difference
     limit = TOLERANCES["f32"].logit * max(1.0, agreement.largest_logit)
     if difference > limit:

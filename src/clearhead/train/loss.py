@@ -59,10 +59,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        learn = any(ctx.needs_input_grad)
+        learn, learn_weight = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
         weight = unembedding.to(dtype)
         grad_hidden = torch.empty_like(hidden) if learn else None
-        grad_weight = torch.zeros_like(unembedding) if learn else None
+        grad_weight = torch.zeros_like(unembedding) if learn_weight else None
         total = torch.zeros(
             (), device=hidden.device, dtype=torch.promote_types(dtype, torch.float32)
         )
@@ -73,8 +73,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = part @ weight.T  # [C, V]
             these = slice(start, start + chunk)
             total += _loss_and_gradient(logits, targets[these], counts[these], learn)
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 grad_hidden[start : start + chunk] = logits @ weight
+            if grad_weight is not None:
                 # Sliced, for adding bf16 to fp32 makes a copy in fp32 first.
                 for first in range(0, len(weight), _ROWS_AT_ONCE):
                     rows = slice(first, first + _ROWS_AT_ONCE)
@@ -85,9 +86,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Float[Tensor, ""]) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None
+        to_weight = None if grad_weight is None else grad_weight.mul_(grads[0])
+        return grad_hidden.mul_(grads[0]), to_weight, None, None
 
 
 def _loss_and_gradient(
