@@ -33,6 +33,7 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # [L, B, H, C, K]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
         self._longest = 0
+        self.slots: Int[Tensor, " B"] | None = None
 
     def positions(self, n_tokens: int) -> Int[Tensor, "B T"]:
         """Return the positions that the next `n_tokens` tokens of each row take.

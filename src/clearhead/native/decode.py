@@ -1,0 +1,206 @@
+"""A model whose blocks compute a few tokens by native kernels."""
+
+import ctypes
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from clearhead.model import GPT, Block, KVCache
+from clearhead.model.linear import Linear
+from clearhead.native import library as native
+
+FEW = 16
+"""The most tokens of one text that the kernels take at once; torch is faster with more."""
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What computes a model's next token."""
+
+    model: GPT
+    """The model; it shares its weights with the one that was given."""
+    name: str
+    """The kernels' instruction set, or "torch"."""
+    why: str | None
+    """Why torch computes it; None if the kernels do."""
+
+
+def accelerate(model: GPT) -> Backend:
+    """Return a model that computes a few tokens with a cache by native kernels.
+
+    It is a copy that shares the weights; of LayerNorms and biases it holds fp32 copies, so it is
+    for weights that no longer change. What the kernels do not know (another device, another number
+    type, layers that were swapped or have hooks) is left to torch, and said.
+    """
+    why, kernels = _obstacle(model), native.library()
+    if why is None and kernels is None:
+        why = "the native kernels were not built: no C++ compiler was found at installation"
+    if why is not None or kernels is None:
+        return Backend(model, "torch", why)
+    workspace = _Workspace(kernels)
+    fast = copy(model)
+    fast._modules = dict(model._modules)
+    blocks = [_NativeBlock(block, workspace) for block in model.blocks]
+    fast.blocks = nn.ModuleList(blocks)
+    fast.head = _NativeLinear(model.head, workspace)
+    return Backend(fast, kernels.variant, None)
+
+
+def _obstacle(model: GPT) -> str | None:
+    if model.device.type != "cpu":
+        return f"the native kernels compute on a CPU, and the model lies on {model.device}"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has hooks, which the native kernels would not call"
+        if isinstance(module, nn.Linear) and type(module) is not Linear:
+            return f"{name} is a {type(module).__name__}, which the native kernels do not know"
+    for block in model.blocks:
+        if type(block) is not Block:
+            return f"a block is a {type(block).__name__}, which the native kernels do not know"
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in _KINDS or not parameter.is_contiguous():
+            return f"{name} is {parameter.dtype}, which the native kernels do not know"
+    return None
+
+
+class _Workspace:
+    """Memory for what lies between two products, used by one block after the other."""
+
+    def __init__(self, kernels: native.Library) -> None:
+        self.kernels = kernels
+        self.cache = native.Cache()
+        self._memory = torch.empty(0)
+
+    def scratch(self, n: int, width: int, widest: int, capacity: int, threads: int) -> int:
+        """Return the address of enough memory."""
+        needed = self.kernels.scratch(width, widest, capacity, n, threads)
+        if len(self._memory) < needed:
+            self._memory = torch.empty(needed, dtype=torch.float32)
+        return self._memory.data_ptr()
+
+
+class _NativeLinear(nn.Module):
+    """A linear layer; few rows are multiplied by the kernels."""
+
+    def __init__(self, linear: nn.Module, workspace: _Workspace) -> None:
+        super().__init__()
+        self.linear = linear
+        self._workspace = workspace
+        self._matrix, self._kept = _matrix(linear)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own."""
+        return self.linear.weight
+
+    def forward(self, x: Float[Tensor, "*n K"]) -> Float[Tensor, "*n N"]:
+        """Return `x Wᵀ + b`."""
+        n = x.numel() // x.shape[-1]
+        if x.dtype not in _KINDS or torch.is_grad_enabled():
+            return self.linear(x)
+        x, matrix, threads = x.contiguous(), self._matrix, torch.get_num_threads()
+        y = x.new_empty(*x.shape[:-1], matrix.rows)
+        scratch = self._workspace.scratch(n, matrix.columns, matrix.rows, 0, threads)
+        self._workspace.kernels.linear(
+            ctypes.addressof(matrix),
+            x.data_ptr(),
+            y.data_ptr(),
+            _KINDS[x.dtype],
+            n,
+            scratch,
+            threads,
+        )
+        return y
+
+
+class _NativeBlock(nn.Module):
+    """A decoder block; a few tokens with a cache are computed by the kernels."""
+
+    def __init__(self, block: nn.Module, workspace: _Workspace) -> None:
+        super().__init__()
+        self.block = block
+        self._workspace = workspace
+        self._layer = block.attention.layer
+        self._kept: list[Tensor] = []
+        self._description = self._describe(block)
+        self._address = ctypes.addressof(self._description)
+        self._width, self._widest = block.attention.qkv.in_features, block.mlp.up.out_features
+
+    def _describe(self, block: nn.Module) -> native.Block:
+        found = native.Block()
+        attention, mlp = block.attention, block.mlp
+        for name, linear in (
+            ("qkv", attention.qkv),
+            ("out_proj", attention.out_proj),
+            ("up", mlp.up),
+            ("down", mlp.down),
+        ):
+            matrix, kept = _matrix(linear)
+            setattr(found, name, matrix)
+            self._kept += kept
+        for name, norm in (("norm_1", block.norm_1), ("norm_2", block.norm_2)):
+            weight, bias = _floats(norm.weight), _floats(norm.bias)
+            setattr(found, name, native.Norm(_address(weight), _address(bias), norm.eps))
+            self._kept += [tensor for tensor in (weight, bias) if tensor is not None]
+        found.n_heads = attention.n_heads
+        found.exact_gelu = mlp.gelu.approximate == "none"
+        return found
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        cache: KVCache | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+        mask: Tensor | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Return the residual stream after this block."""
+        batch, length, _ = x.shape
+        if cache is None or positions is None or length > FEW or torch.is_grad_enabled():
+            return self.block(x, cache, positions, mask)
+        x, threads = x.contiguous(), torch.get_num_threads()
+        y = torch.empty_like(x)
+        place = self._workspace.cache
+        step = cache.keys.stride(0) * cache.keys.element_size() * self._layer
+        place.keys = cache.keys.data_ptr() + step
+        place.values = cache.values.data_ptr() + step
+        place.slots = _address(cache.slots)
+        place.positions = positions.data_ptr()
+        place.capacity, place.slot_stride = cache.keys.shape[3], cache.keys.stride(1)
+        place.bf16, place.tokens_per_row = _KINDS[cache.keys.dtype], length
+        n = batch * length
+        scratch = self._workspace.scratch(n, self._width, self._widest, place.capacity, threads)
+        self._workspace.kernels.block(
+            self._address,
+            ctypes.addressof(place),
+            x.data_ptr(),
+            y.data_ptr(),
+            _KINDS[x.dtype],
+            n,
+            scratch,
+            threads,
+        )
+        return y
+
+
+def _matrix(linear: nn.Module) -> tuple[native.Matrix, list[Tensor]]:
+    """Describe a linear layer; the tensors must live as long as the description."""
+    bias = _floats(linear.bias)
+    kept = [] if bias is None else [bias]
+    weight = linear.weight
+    rows, columns = weight.shape
+    kind = _KINDS[weight.dtype]
+    found = native.Matrix(weight.data_ptr(), None, _address(bias), rows, columns, kind, 0)
+    return found, [weight, *kept]
+
+
+def _floats(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().float().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
