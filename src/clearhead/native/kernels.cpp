@@ -136,12 +136,41 @@ template <class Context> static void share(
 
 // ---- Vectors ------------------------------------------------------------------------------------
 
+template <int... lane> struct Lanes {};
+#if W == 16
+constexpr Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15> ALL;
+#elif W == 8
+constexpr Lanes<0, 1, 2, 3, 4, 5, 6, 7> ALL;
+#else
+constexpr Lanes<0, 1, 2, 3> ALL;
+#endif
+
 INLINE vec load(const float *p) { return *(const vec_at *)p; }
 INLINE void store(float *p, vec v) { *(vec_at *)p = v; }
 INLINE vec all(float x) { return x - (vec){0}; }
 
+INLINE uvec widen_u16(const void *p) {
+#if defined(__AVX512F__)
+    return (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    return (uvec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#else
+    return __builtin_convertvector(*(const u16_at *)p, uvec);
+#endif
+}
+
 INLINE vec widen_bf16(const uint16_t *p) {
-    return (vec)(__builtin_convertvector(*(const u16_at *)p, uvec) << 16);
+    return (vec)(widen_u16(p) << 16);
+}
+
+INLINE void store_bf16(uint16_t *p, vec v) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+    uvec bits = (uvec)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    uvec nan = (uvec)((bits & 0x7fffffff) > 0x7f800000);
+    *(u16_at *)p = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), u16_at);
+#endif
 }
 
 INLINE vec widen_i8(const int8_t *p) {
@@ -152,6 +181,45 @@ INLINE vec widen_i8(const int8_t *p) {
 #else
     return __builtin_convertvector(__builtin_convertvector(*(const i8_at *)p, ivec), vec);
 #endif
+}
+
+// Calls `take` with a vector's worth of indices at a time, and with how many of them there are.
+template <class Take> INLINE void lanes(long n, Take take) {
+    long i = 0;
+    for (; i + W <= n; i += W) take(i, W);
+    if (i < n) take(i, (int)(n - i));
+}
+
+INLINE vec load(const float *p, int n) {
+    if (n == W) return load(p);
+    float some[W] = {};
+    memcpy(some, p, 4 * n);
+    return load(some);
+}
+
+INLINE void store(float *p, vec v, int n) {
+    if (n == W) return store(p, v);
+    float some[W];
+    store(some, v);
+    memcpy(p, some, 4 * n);
+}
+
+INLINE vec load(const uint16_t *p, int n) {
+    if (n == W) return widen_bf16(p);
+    uint16_t some[W] = {};
+    memcpy(some, p, 2 * n);
+    return widen_bf16(some);
+}
+
+INLINE void store(uint16_t *p, vec v, int n) {
+    if (n == W) return store_bf16(p, v);
+    uint16_t some[W];
+    store_bf16(some, v);
+    memcpy(p, some, 2 * n);
+}
+
+template <class To, class From> INLINE void convert(const From *from, To *to, long n) {
+    lanes(n, [&](long i, int count) { store(to + i, load(from + i, count), count); });
 }
 
 // n scales, each 2^shift times.
@@ -165,12 +233,35 @@ INLINE void widen_f16(const _Float16 *from, int n, int shift, float to[16]) {
 #endif
 }
 
+// Adds the halves of each run of 2·half lanes of both; a's sums go to the runs' first halves.
+template <int half, int... lane> INLINE vec fold(vec a, vec b, Lanes<lane...>) {
+    return __builtin_shufflevector(a, b, (lane & half ? W + lane - half : lane)...) +
+           __builtin_shufflevector(a, b, (lane & half ? W + lane : lane + half)...);
+}
+
+// The sums of the lanes of n vectors (n a power of two), each added in the order that it would be
+// alone: halves, quarters, … of the lanes.
+template <int n, int half = W / 2> INLINE void sum(vec *v, float *sums) {
+    if constexpr (half == 0) {
+        store(sums, v[0]);
+    } else {
+        constexpr int left = n > 1 ? n / 2 : 1;
+        for (int i = 0; i < left; i++) v[i] = fold<half>(v[n > 1 ? 2 * i : i], v[n > 1 ? 2 * i + 1 : i], ALL);
+        sum<left, half / 2>(v, sums);
+    }
+}
+
+// Where `sum` leaves the sum of vector i: the bits of its number, reversed.
+constexpr int lane_of(int i) {
+    int lane = 0;
+    for (int bit = 1, to = W / 2; to; bit *= 2, to /= 2) lane |= i & bit ? to : 0;
+    return lane;
+}
+
 INLINE float sum(vec v) {
-    float lanes[W];
-    store(lanes, v);
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
+    float sums[W];
+    sum<1>(&v, sums);
+    return sums[0];
 }
 
 #if defined(__AVX512BF16__)
@@ -186,24 +277,10 @@ INLINE __m512i nibble_values() {
 }
 #else
 INLINE vec widen_i4(const void *words, int nibble) {
-    uvec w = __builtin_convertvector(*(const u16_at *)words, uvec) >> (4 * nibble) & 15;
+    uvec w = widen_u16(words) >> (4 * nibble) & 15;
     return __builtin_convertvector((ivec)w - 8, vec);
 }
 #endif
-
-INLINE uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-INLINE float from_bf16(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
 
 // e^x = 2^n e^r with |r| ≤ ln 2 / 2, and e^r by Taylor's polynomial: within 2 ulp.
 INLINE vec exponential(vec x) {
@@ -249,7 +326,7 @@ static void pack(const float *x, int n, const Matrix &m, float *packed) {
     for (int token = 0; token < n; token++, x += m.columns) {
         if (multiplies_bf16(m.kind)) {
             uint16_t *to = (uint16_t *)packed + token * width;
-            for (long i = 0; i < m.columns; i++) to[i] = to_bf16(x[i]);
+            convert(x, to, m.columns);
             memset(to + m.columns, 0, 2 * (width - m.columns));
         } else {
             float *to = packed + token * width;
@@ -265,11 +342,15 @@ template <int kind, int R, int T> struct Tile {
     vec sums[R][T] = {};
     const char *rows[R];
     const char *tokens[T];
+    long ahead;  // bytes from a row to the one that the next tile reads
 
     template <class Step> INLINE_MEMBER void each(long columns, int size, int step, Step take) {
         long whole = columns / step * step;
         for (long k = 0; k < whole; k += step)
-            for (int r = 0; r < R; r++) take(r, rows[r] + k * size, k);
+            for (int r = 0; r < R; r++) {
+                __builtin_prefetch(rows[r] + ahead + k * size);
+                take(r, rows[r] + k * size, k);
+            }
         if (whole == columns) return;
         for (int r = 0; r < R; r++) {
             char last[4 * W] = {};
@@ -321,6 +402,8 @@ template <int kind, int R, int T> struct Tile {
     INLINE_MEMBER void bytes(const Matrix &m, long row) {
         blocks(m, row, [&](int r, long k, const float *scale) {
             const int8_t *weights = (const int8_t *)rows[r] + k;
+            __builtin_prefetch(weights + ahead);
+            __builtin_prefetch(weights + ahead + 64);
             for (int i = 0; i < BLOCK; i += W)
                 add(r, widen_i8(weights + i) * scale[i / 32], k + i);
         });
@@ -330,6 +413,7 @@ template <int kind, int R, int T> struct Tile {
     INLINE_MEMBER void nibbles(const Matrix &m, long row) {
         blocks(m, row, [&](int r, long k, const float *scale) {
             const char *block = rows[r] + k / 2;
+            __builtin_prefetch(block + ahead);
 #if defined(__AVX512BF16__)
             __m512i words = _mm512_loadu_si512(block);
             for (int j = 0; j < 4; j++) {
@@ -361,18 +445,23 @@ template <int kind, int R, int T> static void compute(const Product &p, int row,
     constexpr bool quantised = kind == I8 || kind == I4;
     constexpr int bits[] = {32, 16, 8, 4};
     long width = quantised ? padded(m.columns) : m.columns;
+    long row_bytes = width * bits[kind] / 8;
     Tile<kind, R, T> tile;
-    for (int r = 0; r < R; r++)
-        tile.rows[r] = (const char *)m.weights + (row + r) * (width * bits[kind] / 8);
+    tile.ahead = R * row_bytes;
+    for (int r = 0; r < R; r++) tile.rows[r] = (const char *)m.weights + (row + r) * row_bytes;
     for (int t = 0; t < T; t++)
         tile.tokens[t] = p.x + (token + t) * padded(m.columns) * (multiplies_bf16(kind) ? 2 : 4);
     if constexpr (kind == I8) tile.bytes(m, row);
     else if constexpr (kind == I4) tile.nibbles(m, row);
     else tile.floats(m);
+    constexpr int at_once = R * T < W ? R * T : W;
+    float sums[R * T / at_once][W];
+    for (int i = 0; i < R * T / at_once; i++) sum<at_once>(tile.sums[0] + i * at_once, sums[i]);
     for (int t = 0; t < T; t++)
         for (int r = 0; r < R; r++) {
+            int i = r * T + t;
             float *y = p.y + (long)(token + t) * m.rows + row + r;
-            float found = sum(tile.sums[r][t]) + (m.bias ? m.bias[row + r] : 0.0f);
+            float found = sums[i / at_once][lane_of(i % at_once)] + (m.bias ? m.bias[row + r] : 0.0f);
             *y = p.add ? *y + found : found;
         }
 }
@@ -380,24 +469,15 @@ template <int kind, int R, int T> static void compute(const Product &p, int row,
 template <int kind, int R> static void rows_with_tokens(const Product &p, int row) {
     int token = 0;
     for (; token + 4 <= p.n; token += 4) compute<kind, R, 4>(p, row, token);
-    if (p.n - token == 3) compute<kind, R, 3>(p, row, token);
-    if (p.n - token == 2) compute<kind, R, 2>(p, row, token);
-    if (p.n - token == 1) compute<kind, R, 1>(p, row, token);
+    for (; token + 2 <= p.n; token += 2) compute<kind, R, 2>(p, row, token);
+    if (token < p.n) compute<kind, R, 1>(p, row, token);
 }
 
-static void apply_gelu(float *x, int n, bool exactly) {
-    int i = 0;
-    if (exactly) {
-        for (; i < n; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.70710678f));
-        return;
-    }
-    for (; i + W <= n; i += W) store(x + i, gelu_tanh(load(x + i)));
-    if (i < n) {
-        float last[W] = {};
-        memcpy(last, x + i, 4 * (n - i));
-        store(last, gelu_tanh(load(last)));
-        memcpy(x + i, last, 4 * (n - i));
-    }
+static void apply_gelu(float *x, long n, bool exactly) {
+    if (exactly)
+        for (long i = 0; i < n; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.70710678f));
+    else
+        lanes(n, [&](long i, int count) { store(x + i, gelu_tanh(load(x + i, count)), count); });
 }
 
 template <int kind> static void multiply_chunk(const Product &p, int item, int) {
@@ -446,13 +526,19 @@ struct Cache {
 
 static void normalise(const Norm &norm, const float *x, float *y, int n, int width) {
     for (int token = 0; token < n; token++, x += width, y += width) {
-        float mean = 0, variance = 0;
-        for (int i = 0; i < width; i++) mean += x[i];
-        mean /= width;
-        for (int i = 0; i < width; i++) variance += (x[i] - mean) * (x[i] - mean);
-        float scale = 1.0f / sqrtf(variance / width + norm.epsilon);
-        for (int i = 0; i < width; i++)
-            y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+        vec total = {}, squares = {};
+        lanes(width, [&](long i, int count) { total += load(x + i, count); });
+        float mean = sum(total) / width;
+        lanes(width, [&](long i, int count) {
+            store(y + i, load(x + i, count) - mean, count);
+            vec centred = load(y + i, count);
+            squares += centred * centred;
+        });
+        float scale = 1.0f / sqrtf(sum(squares) / width + norm.epsilon);
+        lanes(width, [&](long i, int count) {
+            vec scaled = load(y + i, count) * scale * load(norm.weight + i, count);
+            store(y + i, norm.bias ? scaled + load(norm.bias + i, count) : scaled, count);
+        });
     }
 }
 
@@ -470,23 +556,14 @@ struct Attention {
     }
 };
 
-INLINE vec cached(const float *p) { return load(p); }
-INLINE vec cached(const uint16_t *p) { return widen_bf16(p); }
-INLINE float value(float x) { return x; }
-INLINE float value(uint16_t x) { return from_bf16(x); }
-INLINE void keep(float *p, float x) { *p = x; }
-INLINE void keep(uint16_t *p, float x) { *p = to_bf16(x); }
-
 template <class Number> static void write_cache(const Attention &a, int n) {
     long width = (long)a.n_heads * a.head_dim;
     for (int token = 0; token < n; token++)
         for (int head = 0; head < a.n_heads; head++) {
             long place = a.place(token, head) + a.cache.positions[token] * a.head_dim;
             const float *key = a.qkv + token * 3 * width + width + head * a.head_dim;
-            for (int i = 0; i < a.head_dim; i++) {
-                keep((Number *)a.cache.keys + place + i, key[i]);
-                keep((Number *)a.cache.values + place + i, key[width + i]);
-            }
+            convert(key, (Number *)a.cache.keys + place, a.head_dim);
+            convert(key + width, (Number *)a.cache.values + place, a.head_dim);
         }
 }
 
@@ -496,45 +573,35 @@ template <class Number> static void attend(const Attention &a, int item, int wor
     const Number *keys = (const Number *)a.cache.keys + a.place(token, head);
     const Number *values = (const Number *)a.cache.values + a.place(token, head);
     const float *query = a.qkv + token * 3 * width + head * K;
-    float *z = a.z + token * width + head * K, *scores = a.scores + worker * padded(a.cache.capacity);
-    float scale = 1.0f / sqrtf((float)K), highest = -INFINITY, total = 0;
+    float *z = a.z + token * width + head * K, *weights = a.scores + worker * padded(a.cache.capacity);
+    float scale = 1.0f / sqrtf((float)K), highest = -INFINITY;
     for (long j = 0; j < count; j++, keys += K) {
         vec dot = {};
-        int i = 0;
-        for (; i + W <= K; i += W) dot += load(query + i) * cached(keys + i);
-        float score = sum(dot);
-        for (; i < K; i++) score += query[i] * value(keys[i]);
-        scores[j] = score * scale;
-        highest = scores[j] > highest ? scores[j] : highest;
+        lanes(K, [&](long i, int n) { dot += load(query + i, n) * load(keys + i, n); });
+        weights[j] = sum(dot) * scale;
+        highest = weights[j] > highest ? weights[j] : highest;
     }
-    for (long j = count; j % W; j++) scores[j] = -INFINITY;
-    vec sums = {};
-    for (long j = 0; j < count; j += W) {
-        vec weights = exponential(load(scores + j) - highest);
-        store(scores + j, weights);
-        sums += weights;
-    }
-    for (long j = count; j % W; j++) sums[j % W] -= scores[j];
-    total = sum(sums);
-    for (int i = 0; i < K; i++) z[i] = 0;
-    for (long j = 0; j < count; j++, values += K) {
-        float weight = scores[j] / total;
-        int i = 0;
-        for (; i + W <= K; i += W) store(z + i, load(z + i) + weight * cached(values + i));
-        for (; i < K; i++) z[i] += weight * value(values[i]);
-    }
+    vec total = {};
+    lanes(count, [&](long j, int n) {
+        store(weights + j, exponential(load(weights + j, n) - highest), n);
+        total += load(weights + j, n);
+    });
+    float inverse = 1.0f / sum(total);
+    memset(z, 0, 4 * K);
+    for (long j = 0; j < count; j++, values += K)
+        lanes(K, [&](long i, int n) {
+            store(z + i, load(z + i, n) + weights[j] * inverse * load(values + i, n), n);
+        });
 }
 
 // ---- What Python calls --------------------------------------------------------------------------
 
 static void read(const void *from, int bf16, float *to, long n) {
-    if (!bf16) memcpy(to, from, 4 * n);
-    else for (long i = 0; i < n; i++) to[i] = from_bf16(((const uint16_t *)from)[i]);
+    bf16 ? convert((const uint16_t *)from, to, n) : convert((const float *)from, to, n);
 }
 
 static void write(const float *from, int bf16, void *to, long n) {
-    if (!bf16) memcpy(to, from, 4 * n);
-    else for (long i = 0; i < n; i++) ((uint16_t *)to)[i] = to_bf16(from[i]);
+    bf16 ? convert(from, (uint16_t *)to, n) : convert(from, (float *)to, n);
 }
 
 extern "C" int64_t clearhead_scratch(int64_t width, int64_t widest, int64_t capacity, int64_t n,
