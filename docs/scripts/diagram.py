@@ -16,6 +16,7 @@ SAYS = {
     "data": "text to shards, shards to batches",
     "lens": "looks inside, and proves it",
     "engine": "sampling; speaks token ids only",
+    "native": "a block for a few tokens, in C++",
     "model": "the one decoder",
     "tokenizer": "text to ids and back",
     "config": "dataclasses from and to TOML",

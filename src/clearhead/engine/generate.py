@@ -13,6 +13,7 @@ from torch import Tensor
 from clearhead.engine.sampling import SamplingConfig, choose, fresh_seed
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, GPTConfig, KVCache
+from clearhead.native import accelerate
 
 FinishReason = Literal["stop", "length", "context"]
 """Why a text ended: a stop, `max_new_tokens` reached, or the context full."""
@@ -128,7 +129,7 @@ class _Batch:
     @torch.inference_mode()
     def __init__(self, model: GPT, prompts: list[list[int]], sampling: SamplingConfig) -> None:
         """Run the prompts through the model, padded on the right."""
-        self.model = model
+        self.model = accelerate(model).model
         self.sampling = sampling
         longest = max(len(prompt) for prompt in prompts)
         self.cache = KVCache(

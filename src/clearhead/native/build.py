@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
 }
 """For each kind of processor, the instruction sets, best first, and how the compiler is asked."""
 
-_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-exceptions"]
+_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-exceptions"]
 _LINK = ["-fno-rtti", "-fPIC", "-shared", "-pthread"]
 
 
@@ -52,6 +52,7 @@ def build() -> list[Path]:
     written = []
     for variant, flags in variants().items():
         target = path(variant)
+        target.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
             made = Path(folder) / target.name
             command = [*compiler, *_FLAGS, *_LINK, *flags, str(source), "-o", str(made)]
