@@ -166,17 +166,34 @@ def test_a_full_cache_is_told_and_stays_as_it_was() -> None:
 
 
 @torch.no_grad()
-def test_rows_that_are_kept_go_on_as_before() -> None:
+@pytest.mark.parametrize("slots", [[1, 2], [3, 1], [2]])
+def test_rows_may_belong_to_any_slots(slots: list[int]) -> None:
     torch.manual_seed(0)
     model = GPT(SMALL).eval()
-    token_ids = torch.randint(50, (4, 5))
-    whole, fewer = KVCache(SMALL, 4), KVCache(SMALL, 4)
-    for cache in (whole, fewer):
-        model(token_ids, cache, torch.tensor([5, 3, 4, 2]))
-    fewer.keep([1, 3])
-    new = torch.randint(50, (4, 2))
-    torch.testing.assert_close(model(new[[1, 3]], fewer), model(new, whole)[[1, 3]])
-    assert fewer.lengths.tolist() == [5, 4]
+    token_ids, new = torch.randint(50, (4, 5)), torch.randint(50, (len(slots), 2))
+    cache = KVCache(SMALL, 4)
+    model(token_ids, cache, torch.tensor([5, 3, 4, 2]))
+    lengths = cache.lengths.tolist()
+    found = model(new, cache.at(slots))
+    for row, slot in enumerate(slots):
+        text = torch.cat([token_ids[slot, : lengths[slot]], new[row]])
+        torch.testing.assert_close(found[row], model(text[None])[0, -2:])
+    expected = [length + 2 * (slot in slots) for slot, length in enumerate(lengths)]
+    assert cache.lengths.tolist() == expected
+
+
+@torch.no_grad()
+def test_a_slot_may_begin_as_another() -> None:
+    torch.manual_seed(0)
+    model = GPT(SMALL).eval()
+    token_ids, new = torch.randint(50, (1, 5)), torch.randint(50, (1, 2))
+    cache = KVCache(SMALL, 3)
+    model(token_ids, cache.at([2]))
+    cache.copy(2, 0, 4)
+    cache.truncate(2, 3)
+    for slot, n_tokens in ((0, 4), (2, 3)):
+        text = torch.cat([token_ids[:, :n_tokens], new], 1)
+        torch.testing.assert_close(model(new, cache.at([slot])), model(text)[:, -2:])
 
 
 def test_shapes_are_checked_while_the_tests_run() -> None:

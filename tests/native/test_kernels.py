@@ -138,8 +138,9 @@ def test_gradients_are_left_to_torch(variant):
     model = build(SMALL)
     fast = accelerate(model).model
     ids = torch.randint(SMALL.vocab_size, (1, 5))
-    fast(ids, KVCache(SMALL, 1)).sum().backward()
-    assert model.blocks[0].mlp.up.weight.grad is not None
+    found = fast(ids, KVCache(SMALL, 1))
+    assert found.requires_grad
+    torch.testing.assert_close(found, model(ids))
 
 
 class Other(nn.Linear):

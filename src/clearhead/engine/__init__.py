@@ -1,8 +1,9 @@
 """Generation: token ids in, token ids out."""
 
 from clearhead.engine.config import SEEDS, SamplingConfig, fresh_seed
+from clearhead.engine.engine import Engine
 from clearhead.engine.filters import keep_min_p, keep_top_k, keep_top_p, keep_typical
-from clearhead.engine.generate import FinishReason, GeneratedToken, generate_ids
+from clearhead.engine.generate import generate_ids
 from clearhead.engine.history import History
 from clearhead.engine.sampling import (
     LogProbabilities,
@@ -13,14 +14,18 @@ from clearhead.engine.sampling import (
     log_probabilities,
     probabilities,
 )
+from clearhead.engine.text import FinishReason, GeneratedToken, Text, WhenFull
 
 __all__ = [
     "SEEDS",
+    "Engine",
     "FinishReason",
     "GeneratedToken",
     "History",
     "LogProbabilities",
     "SamplingConfig",
+    "Text",
+    "WhenFull",
     "adjust",
     "choose",
     "draw",

@@ -1,6 +1,7 @@
 """Keys and values of the tokens seen so far, in buffers of fixed size."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,29 +12,45 @@ from clearhead.model.config import GPTConfig
 
 
 class KVCache:
-    """What attention needs of the past, for a batch of sequences of different length.
+    """What attention needs of the past, for texts of different length, each in a slot.
 
-    Row b holds `lengths[b]` tokens, at the positions 0 to `lengths[b]` - 1; what lies beyond is
-    never attended to, and the next tokens of the row overwrite it.
+    Slot s holds `lengths[s]` tokens, at the positions 0 to `lengths[s]` - 1; what lies beyond is
+    never attended to, and the slot's next tokens overwrite it.
+
+    Attributes:
+        keys: [L, S, H, C, K].
+        values: [L, S, H, C, K].
+        lengths: How many tokens each slot holds, [S].
+        slots: Which slot each row of tokens belongs to, [B]; None if row b belongs to slot b.
     """
 
     def __init__(
         self,
         config: GPTConfig,
-        batch_size: int,
+        n_slots: int,
         *,
         capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make an empty cache for `batch_size` sequences of at most `capacity` tokens each."""
+        """Make an empty cache for `n_slots` texts of at most `capacity` tokens each."""
         self.capacity = min(capacity or config.context_length, config.context_length)
-        shape = (config.n_layers, batch_size, config.n_heads, self.capacity, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [L, B, H, C, K]
-        self.values = torch.zeros(shape, dtype=dtype, device=device)  # [L, B, H, C, K]
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
-        self._longest = 0
+        shape = (config.n_layers, n_slots, config.n_heads, self.capacity, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(n_slots, dtype=torch.int64, device=device)
         self.slots: Int[Tensor, " B"] | None = None
+        self._rows: Int[Tensor, " B"] | slice = slice(None)
+        self._used = 0
+
+    def at(self, slots: Sequence[int]) -> "KVCache":
+        """Return the same cache for rows of tokens that belong to these slots, all different."""
+        cache = copy(self)
+        cache.slots = torch.tensor(slots, dtype=torch.int64, device=self.lengths.device)
+        # Neighbours are read where they lie; from others, torch's attention needs a copy.
+        neighbours = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        cache._rows = slice(slots[0], slots[0] + len(slots)) if neighbours else cache.slots
+        return cache
 
     def positions(self, n_tokens: int) -> Int[Tensor, "B T"]:
         """Return the positions that the next `n_tokens` tokens of each row take.
@@ -41,12 +58,15 @@ class KVCache:
         Raises:
             ClearheadError: The longest row has no room for them.
         """
-        if self._longest + n_tokens > self.capacity:
+        lengths = self.lengths[self._rows]  # [B]
+        longest = int(lengths.max())
+        if longest + n_tokens > self.capacity:
             raise ClearheadError(
-                f"{self._longest} tokens and {n_tokens} more do not fit into a cache "
+                f"{longest} tokens and {n_tokens} more do not fit into a cache "
                 f"of {self.capacity} positions"
             )
-        return self.lengths[:, None] + torch.arange(n_tokens, device=self.lengths.device)
+        self._used = longest + n_tokens
+        return lengths[:, None] + torch.arange(n_tokens, device=lengths.device)
 
     def write(
         self,
@@ -56,28 +76,30 @@ class KVCache:
         value: Float[Tensor, "B H T K"],
     ) -> tuple[Float[Tensor, "B H C K"], Float[Tensor, "B H C K"]]:
         """Put new keys and values in their places; return those of all positions in use."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]  # [B, 1]
-        self.keys[layer][rows, :, positions] = key.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, positions] = value.transpose(1, 2).to(self.values.dtype)
-        used = self._longest + positions.shape[1]
-        return self.keys[layer, :, :, :used], self.values[layer, :, :, :used]
+        slots = self.slots
+        if slots is None:
+            slots = torch.arange(len(positions), device=positions.device)
+        keys, values = self.keys[layer], self.values[layer]  # [S, H, C, K]
+        keys[slots[:, None], :, positions] = key.transpose(1, 2).to(keys.dtype)
+        values[slots[:, None], :, positions] = value.transpose(1, 2).to(values.dtype)
+        return keys[:, :, : self._used][self._rows], values[:, :, : self._used][self._rows]
 
     def mask(self, positions: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T C"]:
         """Say which of the positions in use each new token may attend to: those up to its own."""
-        used = torch.arange(self._longest + positions.shape[1], device=positions.device)
+        used = torch.arange(self._used, device=positions.device)
         return (used <= positions[:, :, None])[:, None]
 
     def advance(self, lengths: Int[Tensor, " B"] | int) -> None:
         """Count the tokens just written: `lengths[b]` of row b are real, the rest is padding."""
-        self.lengths = self.lengths + lengths
-        self._longest = int(self.lengths.max())
+        self.lengths[self._rows] += lengths
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, given in ascending order; they move up, in place."""
-        for new, old in enumerate(rows):
-            if new != old:
-                self.keys[:, new, :, : self._longest] = self.keys[:, old, :, : self._longest]
-                self.values[:, new, :, : self._longest] = self.values[:, old, :, : self._longest]
-        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
-        self.lengths = self.lengths[list(rows)]
-        self._longest = int(self.lengths.max())
+    def truncate(self, slot: int, n_tokens: int) -> None:
+        """Keep only the first `n_tokens` tokens of a slot."""
+        self.lengths[slot] = n_tokens
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Let a slot hold the first `n_tokens` tokens of another, in place of its own."""
+        if source != target:
+            self.keys[:, target, :, :n_tokens] = self.keys[:, source, :, :n_tokens]
+            self.values[:, target, :, :n_tokens] = self.values[:, source, :, :n_tokens]
+        self.truncate(target, n_tokens)

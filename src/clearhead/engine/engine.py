@@ -1,0 +1,268 @@
+"""Continuous batching: texts join and leave a running batch, a token a text a step."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Lock
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearhead.engine.config import SamplingConfig
+from clearhead.engine.sampling import choose, log_probabilities
+from clearhead.engine.slots import CHUNK, Slots
+from clearhead.engine.text import GeneratedToken, Text, WhenFull
+from clearhead.errors import ClearheadError
+from clearhead.model import GPT, KVCache
+from clearhead.native import accelerate
+
+
+class Engine:
+    """Continues many texts at once.
+
+    What a text gets depends on its own request alone, bit for bit, whatever else is in the batch:
+    each prompt is read alone, in pieces with fixed bounds, and the native kernels compute each row
+    of a batch for itself. Where torch computes in their place, rows may differ in rounding with the
+    number of rows.
+
+    Any thread may call any method; whoever waits for a token computes a step for all.
+
+    Attributes:
+        backend: The native kernels' instruction set, or "torch".
+        why: Why torch computes and not the native kernels; None if they do.
+        n_read: How many tokens were computed so far, prompts' and new ones.
+    """
+
+    def __init__(self, model: GPT, *, slots: int = 16, capacity: int | None = None) -> None:
+        """Make an engine for a model whose weights no longer change.
+
+        Args:
+            model: Its training mode is set aside during each step only.
+            slots: How many texts may be in the batch; others wait.
+            capacity: The most tokens a text may reach; the model's context by default.
+
+        Raises:
+            ClearheadError: The model is a classifier, or there is no slot.
+        """
+        model.config.check_next_token()
+        if slots < 1:
+            raise ClearheadError(f"slots is {slots}; it must be at least 1")
+        found = accelerate(model)
+        self.backend, self.why = found.name, found.why
+        self.n_read = 0
+        self._model, self._modules = found.model, list(found.model.modules())
+        dtype, device = model.token_embedding.weight.dtype, model.device
+        with torch.inference_mode():
+            self._cache = KVCache(
+                model.config, slots, capacity=capacity, dtype=dtype, device=device
+            )
+        self._config = replace(model.config, context_length=self._cache.capacity)
+        self._slots = Slots(slots)
+        self._waiting: deque[Text] = deque()
+        self._running: list[Text] = []
+        self._at: tuple[list[int], KVCache] = ([], self._cache)
+        self._lock = Lock()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        row: int = 0,
+        seed: int | None = None,
+        when_full: WhenFull = "stop",
+        is_finished: Callable[[int, Sequence[int]], bool] | None = None,
+    ) -> Text:
+        """Let a text join as soon as a slot is free; first come, first served.
+
+        A text takes the positions of its prompt and its new tokens but the last, which is never
+        read: a prompt as long as the context gets one token.
+
+        Args:
+            prompt: Token ids.
+            sampling: How tokens are chosen, and how many.
+            row: The number that its tokens carry.
+            seed: In place of `sampling.seed`.
+            when_full: What happens when the text fills the context. "slide" goes on with the last
+                half of it: these tokens are read anew, at the first positions, as a prompt is.
+            is_finished: Asked after each token, with the row and its new tokens so far, whether the
+                text ends here. Not asked about a stop id.
+
+        Returns:
+            The text, which grows with each `step`.
+
+        Raises:
+            ClearheadError: The prompt is empty, holds an id outside the vocabulary, or is longer
+                than the context; or `sampling` names such an id.
+        """
+        text = Text(
+            prompt,
+            sampling,
+            self._config,
+            row=row,
+            seed=seed,
+            when_full=when_full,
+            is_finished=is_finished,
+        )
+        self._waiting.append(text)
+        return text
+
+    def cancel(self, text: Text) -> None:
+        """End a text now; its slot is free for the next step, at the latest."""
+        text.cancelled = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._leave()
+            finally:
+                self._lock.release()
+
+    def step(self) -> list[GeneratedToken]:
+        """Add a token to each text that goes on; those that found a slot begin.
+
+        Returns:
+            The tokens, in the order in which the texts joined; none when there is nothing to do.
+
+        Raises:
+            ClearheadError: The logits are not finite. All texts end by it.
+        """
+        with self._lock:
+            return self._step()
+
+    def stream(self, text: Text) -> Iterator[GeneratedToken]:
+        """Yield the tokens of a text as they come, computing steps for all texts meanwhile.
+
+        Closing the iterator cancels the text.
+        """
+        try:
+            while (event := self._next(text)) is not None:
+                yield event
+        finally:
+            if not text.ended:
+                self.cancel(text)
+
+    async def stream_async(self, text: Text) -> AsyncIterator[GeneratedToken]:
+        """Yield the tokens of a text as they come; steps are computed in a thread.
+
+        Cancelling the task, or closing the iterator, cancels the text.
+        """
+        try:
+            while (event := await asyncio.to_thread(self._next, text)) is not None:
+                yield event
+        finally:
+            if not text.ended:
+                self.cancel(text)
+
+    def _next(self, text: Text) -> GeneratedToken | None:
+        """Return the text's next token, or None after its last."""
+        while True:
+            with self._lock:
+                if text.events:
+                    return text.events.popleft()
+                if text.ended:
+                    return None
+                self._step()
+
+    @torch.inference_mode()
+    def _step(self) -> list[GeneratedToken]:
+        self._leave()
+        with _evaluating(self._modules):
+            decoded = [text for text in self._running if not text.begins]
+            logits = [self._decode(decoded)] if decoded else []
+            begun = [text for text in self._running if text.begins]
+            while self._waiting and self._slots.any_free():
+                text = self._waiting.popleft()
+                if not text.ended:
+                    begun.append(text)
+            logits += [self._begin(text) for text in begun]
+        if not logits:
+            return []
+        self._running = decoded + begun
+        return self._append(torch.cat(logits))
+
+    def _decode(self, texts: list[Text]) -> Float[Tensor, "B V"]:
+        """Read the last token of each text; return what follows."""
+        slots = [text.slot for text in texts if text.slot is not None]
+        if slots != self._at[0]:
+            self._at = (slots, self._cache.at(slots))
+        ids = torch.tensor([text.unread for text in texts], device=self._model.device)  # [B, 1]
+        logits = self._model.head(self._model.hidden(ids, self._at[1])[:, 0])  # [B, V]
+        for text in texts:
+            text.was_read(1)
+        self.n_read += len(texts)
+        return logits
+
+    def _begin(self, text: Text) -> Float[Tensor, "1 V"]:
+        """Read a prompt, or what is left of a text that slid; return what follows."""
+        prompt = text.unread
+        if text.slot is not None:
+            self._slots.free(text.slot)
+        text.slot, source, shared = self._slots.take(prompt)
+        self._cache.copy(source, text.slot, shared)
+        held, logits = self._slots.held[text.slot], self._slots.held[source].logits
+        cache = self._cache.at([text.slot])
+        for start in range(shared, len(prompt), CHUNK):
+            piece = torch.tensor([prompt[start : start + CHUNK]], device=self._model.device)
+            hidden = self._model.hidden(piece, cache)  # [1, T, D]
+            if start + CHUNK >= len(prompt):
+                logits = self._model.head(hidden[:, -1])  # [1, V]
+        assert logits is not None
+        held.prompt, held.logits = prompt, logits
+        text.n_shared = text.n_shared or shared
+        text.was_read(len(prompt))
+        self.n_read += len(prompt) - shared
+        return logits
+
+    def _append(self, logits: Float[Tensor, "B V"]) -> list[GeneratedToken]:
+        texts = self._running
+        try:
+            tokens = choose(
+                logits,
+                [text.sampling for text in texts],
+                [text.history for text in texts],
+                [text.generator for text in texts],
+            )
+        except ClearheadError:
+            self._end_all()
+            raise
+        found = []
+        for row, (text, token) in enumerate(zip(texts, tokens.tolist(), strict=True)):
+            logprob, top, k = None, (), text.sampling.logprobs
+            if k is not None:
+                lp = log_probabilities(logits[row : row + 1], tokens[row : row + 1], k)
+                logprob = lp.chosen.item()
+                top = tuple(zip(lp.best_ids[0].tolist(), lp.best[0].tolist(), strict=True))
+            found.append(text.append(token, logprob, top))
+        self._leave()
+        return found
+
+    def _leave(self) -> None:
+        """Free the slots of the texts that ended."""
+        ended = [text for text in self._running if text.ended]
+        if ended:
+            self._running = [text for text in self._running if not text.ended]
+        for text in ended:
+            if text.slot is not None:
+                self._slots.free(text.slot)
+                text.slot = None
+
+    def _end_all(self) -> None:
+        for text in (*self._running, *self._waiting):
+            text.cancelled = True
+        self._waiting.clear()
+        self._leave()
+
+
+@contextmanager
+def _evaluating(modules: list[torch.nn.Module]) -> Iterator[None]:
+    """Switch dropout off, and each module that was training back on afterwards."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
