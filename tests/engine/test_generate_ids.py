@@ -61,7 +61,7 @@ def test_greedy_equals_transformers(model: GPT, reference: GPT2LMHeadModel, pena
     [
         SamplingConfig(temperature=0, max_new_tokens=30),
         SamplingConfig(seed=7, max_new_tokens=30),
-        SamplingConfig(0.8, 20, 0.9, 0.02, 1.2, max_new_tokens=30, seed=3),
+        SamplingConfig(0.8, 20, 0.9, 0.02, repetition_penalty=1.2, max_new_tokens=30, seed=3),
     ],
     ids=["greedy", "seeded", "filtered"],
 )

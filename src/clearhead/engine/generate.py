@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Literal
 
@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearhead.engine.sampling import SamplingConfig, choose, fresh_seed
+from clearhead.engine.config import SamplingConfig, fresh_seed
+from clearhead.engine.history import History
+from clearhead.engine.sampling import choose
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, GPTConfig, KVCache
 
@@ -51,7 +53,7 @@ def generate_ids(
         sampling: For all rows. Each has its own random generator, so two rows with the same
             prompt and seed get the same tokens.
         seeds: One a row, in place of `sampling.seed`.
-        stop_ids: Tokens that end a row.
+        stop_ids: Tokens that end a row, besides `sampling.stop_token_ids`.
         is_finished: Asked after each token, with the row and its new tokens so far, whether the
             row ends here. Not asked about a stop id.
 
@@ -60,8 +62,8 @@ def generate_ids(
 
     Raises:
         ClearheadError: A prompt holds an id outside the vocabulary, is longer than the context,
-            or is empty; there is not one seed a row; or the model is a classifier. At once, not at
-            the first token.
+            or is empty; `sampling` names such an id; there is not one seed a row; or the model is
+            a classifier. At once, not at the first token.
     """
     config = model.config
     config.check_next_token()
@@ -70,8 +72,10 @@ def generate_ids(
         seeds = [fresh_seed() if sampling.seed is None else sampling.seed for _ in texts]
     if len(seeds) != len(texts):
         raise ClearheadError(f"{len(texts)} prompts have {len(seeds)} seeds; give each one")
+    sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *stop_ids))
+    sampling.check_vocabulary(config.vocab_size)
     rows = [_Row(i, text, seed) for i, (text, seed) in enumerate(zip(texts, seeds, strict=True))]
-    return _generate(model, rows, sampling, frozenset(stop_ids), is_finished)
+    return _generate(model, rows, sampling, is_finished)
 
 
 class _Row:
@@ -79,35 +83,34 @@ class _Row:
 
     def __init__(self, index: int, prompt: list[int], seed: int) -> None:
         self.index = index
-        self.prompt = prompt
-        self.new: list[int] = []
+        self.history = History(prompt)
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def length(self) -> int:
         """Tokens of the prompt and new ones."""
-        return len(self.prompt) + len(self.new)
+        return len(self.history.prompt_ids) + len(self.history.new_ids)
 
 
 def _generate(
     model: GPT,
     rows: list[_Row],
     sampling: SamplingConfig,
-    stop_ids: frozenset[int],
     is_finished: Callable[[int, Sequence[int]], bool] | None,
 ) -> Iterator[GeneratedToken]:
     if not rows:
         return
-    batch = _Batch(model, [row.prompt for row in rows], sampling)
+    batch = _Batch(model, [list(row.history.prompt_ids) for row in rows], sampling)
+    stop_ids = frozenset(sampling.stop_token_ids)
     while True:
-        tokens = batch.choose([row.generator for row in rows])
+        tokens = batch.choose(rows)
         going_on = []
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            row.new.append(token)
+            row.history.append(token)
             reason: FinishReason | None = None
-            if token in stop_ids or (is_finished and is_finished(row.index, row.new)):
+            if token in stop_ids or (is_finished and is_finished(row.index, row.history.new_ids)):
                 reason = "stop"
-            elif len(row.new) == sampling.max_new_tokens:
+            elif len(row.history.new_ids) == sampling.max_new_tokens:
                 reason = "length"
             elif row.length > model.config.context_length:
                 reason = "context"
@@ -119,11 +122,11 @@ def _generate(
         if len(going_on) < len(rows):
             batch.keep(going_on)
             rows = [rows[place] for place in going_on]
-        batch.step([row.new[-1] for row in rows])
+        batch.step([row.history.new_ids[-1] for row in rows])
 
 
 class _Batch:
-    """The tensors of the rows that go on: cache, last logits, tokens seen."""
+    """The tensors of the rows that go on: cache and last logits."""
 
     @torch.inference_mode()
     def __init__(self, model: GPT, prompts: list[list[int]], sampling: SamplingConfig) -> None:
@@ -140,33 +143,26 @@ class _Batch:
         )
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         padded = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
-        self.seen: Tensor | None = None  # [B, V]
-        if sampling.repetition_penalty != 1:
-            shape = len(prompts), model.config.vocab_size
-            self.seen = torch.zeros(shape, dtype=torch.bool, device=model.device)
-            for row, prompt in enumerate(prompts):
-                self.seen[row, prompt] = True
         self.logits = self._logits(torch.tensor(padded, device=model.device), lengths)  # [B, V]
 
     @torch.inference_mode()
-    def choose(self, generators: Sequence[torch.Generator]) -> list[int]:
+    def choose(self, rows: Sequence[_Row]) -> list[int]:
         """Choose the next token of each row."""
-        return choose(self.logits, self.sampling, generators, self.seen).tolist()
+        configs = [self.sampling] * len(rows)
+        histories = [row.history for row in rows]
+        generators = [row.generator for row in rows]
+        return choose(self.logits, configs, histories, generators).tolist()
 
     @torch.inference_mode()
     def step(self, tokens: list[int]) -> None:
         """Add the chosen tokens."""
         ids = torch.tensor(tokens, device=self.model.device)[:, None]  # [B, 1]
-        if self.seen is not None:
-            self.seen.scatter_(1, ids, True)
         self.logits = self._logits(ids, torch.ones_like(ids[:, 0]))
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
         self.cache.keep(rows)
-        if self.seen is not None:
-            self.seen = self.seen[rows]
 
     def _logits(self, ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Return the logits after each row's last real token."""

@@ -1,171 +1,209 @@
-"""From logits to the next token: what may be chosen, and the choice."""
+"""From logits to the next token: the distribution, and the choice."""
 
 import math
-import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from clearhead.engine.config import SamplingConfig
+from clearhead.engine.filters import (
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    running_sum,
+    softmax,
+)
+from clearhead.engine.history import History
 from clearhead.errors import ClearheadError
-
-SEEDS = 2**32
-"""How many seeds there are: torch's CPU generator reads no more than 32 bits of one."""
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen; the defaults draw from the model's own distribution.
+class LogProbabilities:
+    """How likely the model held the chosen tokens, and which it held for the most likely."""
 
-    The steps apply in the order of transformers' `generate`: repetition penalty, temperature,
-    top-k, top-p, min-p.
-    """
-
-    temperature: float = 1.0
-    """Divides the logits: below 1 bolder, above 1 more varied; 0 takes the most likely token."""
-    top_k: int = 0
-    """Draw from the k most likely tokens only; 0 for all."""
-    top_p: float = 1.0
-    """Draw from the fewest most likely tokens whose probabilities reach this sum; 1 for all."""
-    min_p: float = 0.0
-    """Draw from tokens at least this fraction as likely as the most likely one; 0 for all."""
-    repetition_penalty: float = 1.0
-    """Above 1, makes the tokens of the text so far, prompt included, less likely; 1 for none."""
-    max_new_tokens: int = 200
-    """The most tokens to generate."""
-    seed: int | None = None
-    """The same seed gives the same tokens; without one every run differs."""
-
-    def __post_init__(self) -> None:
-        if self.temperature != 0 or self.temperature is False:
-            _check_number("temperature", self.temperature, 1e-4, 1e4, "0 or ")
-        _check_number("top_p", self.top_p, 0, 1)
-        _check_number("min_p", self.min_p, 0, 1)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check_whole("top_k", self.top_k, 0)
-        _check_whole("max_new_tokens", self.max_new_tokens, 1)
-        if self.seed is not None:
-            _check_whole("seed", self.seed, 0, SEEDS - 1)
-
-
-def fresh_seed() -> int:
-    """Return a seed that nobody can foresee."""
-    return secrets.randbelow(SEEDS)
-
-
-def penalise_repetition(
-    logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"], penalty: float
-) -> Float[Tensor, "B V"]:
-    """Divide the positive logits of `seen` tokens by `penalty`, multiply the negative ones by it.
-
-    Source: Keskar et al. 2019, "CTRL", section 4.1.
-    """
-    penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen, penalised, logits)
-
-
-def scale_by_temperature(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:
-    """Divide the logits by a temperature above 0."""
-    return logits / temperature
-
-
-def keep_top_k(logits: Float[Tensor, "B V"], top_k: int) -> Float[Tensor, "B V"]:
-    """Set to -∞ what is less likely than the k-th most likely token; its equals stay."""
-    kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # [B, 1]
-    return logits.masked_fill(logits < kth, -math.inf)
-
-
-def keep_top_p(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
-    """Set to -∞ all but the fewest most likely tokens whose probabilities reach `top_p`.
-
-    Source: Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration".
-    """
-    ascending, order = logits.sort(descending=False)
-    remove = ascending.softmax(-1).cumsum(-1) <= 1 - top_p  # [B, V], least likely first
-    remove[:, -1] = False
-    return logits.masked_fill(remove.scatter(1, order, remove), -math.inf)
-
-
-def keep_min_p(logits: Float[Tensor, "B V"], min_p: float) -> Float[Tensor, "B V"]:
-    """Set to -∞ what is less than `min_p` times as likely as the most likely token.
-
-    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling".
-    """
-    probabilities = logits.softmax(-1)
-    threshold = min_p * probabilities.amax(-1, keepdim=True)  # [B, 1]
-    return logits.masked_fill(probabilities < threshold, -math.inf)
-
-
-def filter_logits(logits: Float[Tensor, "B V"], sampling: SamplingConfig) -> Float[Tensor, "B V"]:
-    """Apply temperature, top-k, top-p and min-p, in this order, each where it is asked for."""
-    logits = scale_by_temperature(logits, sampling.temperature)
-    if sampling.top_k > 0:
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p > 0:
-        logits = keep_min_p(logits, sampling.min_p)
-    return logits
-
-
-def draw(logits: Float[Tensor, "B V"], generators: Sequence[torch.Generator]) -> Int[Tensor, " B"]:
-    """Draw one token a row from the softmax of its logits, on the CPU.
-
-    Each row takes exactly one number from its own generator, so what it draws depends on nothing
-    else in the batch; and the generators live on the CPU, so it does not depend on the device.
-    """
-    uniform = torch.stack(
-        [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
-    )  # [B, 1]
-    # In double precision, so that the sum does not swallow the tokens of the distribution's tail.
-    cumulative = logits.softmax(-1).cpu().double().cumsum(-1)  # [B, V]
-    # A number is at most 1 - 2⁻⁵³, so the product is below the total even when it is rounded, and
-    # the first sum above it belongs to a token with some probability.
-    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    chosen: Float[Tensor, " B"]
+    """Of the tokens that were chosen."""
+    best: Float[Tensor, "B k"]
+    """Of the most likely tokens, most likely first."""
+    best_ids: Int[Tensor, "B k"]
+    """Those tokens."""
 
 
 def choose(
     logits: Float[Tensor, "B V"],
-    sampling: SamplingConfig,
+    configs: Sequence[SamplingConfig],
+    histories: Sequence[History],
     generators: Sequence[torch.Generator],
-    seen: Bool[Tensor, "B V"] | None = None,
 ) -> Int[Tensor, " B"]:
     """Choose one token a row: the most likely at temperature 0, else a drawn one.
 
+    What a row gets depends on its own logits, config, history and generator, bit for bit, and on
+    nothing else in the batch: rows that need more than their most likely token are computed one by
+    one, on the CPU, in double precision. A drawn token takes exactly one number from its generator.
+
     Args:
         logits: The model's, in any floating type.
-        sampling: The same for all rows.
-        generators: One a row; not read at temperature 0.
-        seen: The tokens of each row's text so far, for the repetition penalty.
+        configs: One a row.
+        histories: One a row: the text that the token continues.
+        generators: One a row, on the CPU; not read at temperature 0.
+
+    Returns:
+        The tokens, on the CPU.
 
     Raises:
-        ClearheadError: A logit is not a number.
+        ClearheadError: The logits are not finite, or a config names a token that they lack.
     """
-    logits = logits.float()
-    if logits.isnan().any():
+    assert len(configs) == len(histories) == len(logits)
+    tokens = _most_likely(logits)
+    wanted = [row for row, one in enumerate(configs) if one.temperature or one.adjusts]
+    for row, values in _rows(logits, wanted):
+        ids, p = _distribution(values, configs[row], histories[row])
+        drawn = draw(p, generators[row]) if configs[row].temperature else 0
+        tokens[row] = int(ids[drawn])
+    return tokens
+
+
+def probabilities(
+    logits: Float[Tensor, "B V"], configs: Sequence[SamplingConfig], histories: Sequence[History]
+) -> Float64[Tensor, "B V"]:
+    """Return the distribution that `choose` draws from; at temperature 0, 1 for its choice.
+
+    Args:
+        logits: The model's, in any floating type.
+        configs: One a row.
+        histories: One a row.
+
+    Returns:
+        Probabilities, on the CPU.
+
+    Raises:
+        ClearheadError: As `choose`.
+    """
+    assert len(configs) == len(histories) == len(logits)
+    _most_likely(logits)
+    result = np.zeros(logits.shape)  # [B, V]
+    for row, values in _rows(logits, range(len(logits))):
+        ids, p = _distribution(values, configs[row], histories[row])
+        result[row, ids] = p
+    return torch.from_numpy(result)
+
+
+def draw(weights: Float64[np.ndarray, " n"], generator: torch.Generator) -> int:
+    """Draw a place with probability proportional to its weight, by one number."""
+    uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
+    sums = running_sum(weights)
+    # A number is at most 1 - 2⁻⁵³, so the product is below the total even when it is rounded, and
+    # the first sum above it belongs to a place with some weight.
+    return int(np.searchsorted(sums, uniform * sums[-1], side="right"))
+
+
+def log_probabilities(
+    logits: Float[Tensor, "B V"], ids: Int[Tensor, " B"], k: int
+) -> LogProbabilities:
+    """Return how likely the model held the chosen tokens and the k most likely ones.
+
+    These are of the model's own distribution, as OpenAI's are: before bias, penalties, temperature
+    and filters. A row's do not depend on the others.
+
+    Args:
+        logits: The model's, in any floating type.
+        ids: The chosen tokens.
+        k: How many of the most likely to give; the whole vocabulary if it is smaller.
+
+    Returns:
+        Natural logarithms, in single precision, on the CPU.
+    """
+    scores = logits.float().log_softmax(-1)  # [B, V]
+    chosen = scores.gather(1, ids.to(scores.device)[:, None])[:, 0]
+    best = scores.topk(min(k, logits.shape[-1]))
+    return LogProbabilities(chosen.cpu(), best.values.cpu(), best.indices.cpu())
+
+
+def adjust(
+    logits: Float64[np.ndarray, " V"], config: SamplingConfig, history: History
+) -> Float64[np.ndarray, " V"]:
+    """Apply bias, penalties and minimum length to one row, in this order.
+
+    Source: Keskar et al. 2019, "CTRL", section 4.1, for the repetition penalty; OpenAI's
+    documentation for the presence and frequency penalties.
+
+    Raises:
+        ClearheadError: No token is left.
+    """
+    logits, seen = logits.copy(), history.distinct_ids
+    if config.logit_bias:
+        logits[list(config.logit_bias)] += list(config.logit_bias.values())
+    if config.repetition_penalty != 1:
+        old, penalty = logits[seen], config.repetition_penalty
+        logits[seen] = np.where(old < 0, old * penalty, old / penalty)
+    if config.presence_penalty or config.frequency_penalty:
+        counts = history.counts
+        logits[seen] -= config.presence_penalty * (counts > 0) + config.frequency_penalty * counts
+    if len(history.new_ids) < config.min_new_tokens:
+        logits[list(config.stop_token_ids)] = -math.inf
+        if logits.max() == -math.inf:
+            raise ClearheadError("no token but those of stop_token_ids has any probability")
+    return logits
+
+
+def filter_logits(
+    logits: Float64[np.ndarray, " V"], config: SamplingConfig
+) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Return the tokens that top-k, top-p, min-p and typical leave, and their logits.
+
+    The filters apply one after the other, in this order, each where it is asked for; each sees the
+    probabilities among the tokens that those before it left.
+    """
+    ids = np.arange(len(logits))
+    if config.top_k > 0:
+        kept = keep_top_k(logits, config.top_k)
+        ids, logits = ids[kept], logits[kept]
+    if config.top_p < 1:
+        kept = keep_top_p(logits, config.top_p)
+        ids, logits = ids[kept], logits[kept]
+    if config.min_p > 0:
+        kept = keep_min_p(logits, config.min_p)
+        ids, logits = ids[kept], logits[kept]
+    if config.typical_p < 1:
+        kept = keep_typical(logits, config.typical_p)
+        ids, logits = ids[kept], logits[kept]
+    return ids, logits
+
+
+def _distribution(
+    logits: Float64[np.ndarray, " V"], config: SamplingConfig, history: History
+) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Return the tokens that may be chosen, ascending, and their probabilities."""
+    if config.adjusts:
+        config.check_vocabulary(len(logits))
+        logits = adjust(logits, config, history)
+    if config.temperature == 0:
+        return np.array([logits.argmax()]), np.ones(1)
+    ids, logits = filter_logits(logits / config.temperature, config)
+    return ids, softmax(logits)
+
+
+def _most_likely(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """Return the most likely token of each row, and refuse logits that are no numbers."""
+    best = logits.max(-1)
+    if not best.values.isfinite().all():  # NaN is the greatest to torch
         raise ClearheadError(
-            "the model's logits are not numbers (NaN); its weights are damaged or its training "
-            "diverged: take an earlier checkpoint"
+            "the model's logits are not finite numbers (NaN or infinity); its weights are damaged "
+            "or its training diverged: take an earlier checkpoint"
         )
-    if seen is not None:
-        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        return logits.argmax(-1).cpu()
-    return draw(filter_logits(logits, sampling), generators)
+    return best.indices.cpu()
 
 
-def _check_number(name: str, value: object, low: float, high: float, also: str = "") -> None:
-    """Refuse what is no number from `low` to `high`, NaN included."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise ClearheadError(
-            f"{name} is {value!r}; it must be {also}a number from {low:g} to {high:g}"
-        )
-
-
-def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuse what is no whole number from `low` to `high`."""
-    if type(value) is not int or value < low or (high is not None and value > high):
-        valid = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ClearheadError(f"{name} is {value!r}; it must be a whole number, {valid}")
+def _rows(
+    logits: Float[Tensor, "B V"], rows: Sequence[int]
+) -> Iterator[tuple[int, Float64[np.ndarray, " V"]]]:
+    """Yield these rows' numbers and logits."""
+    if rows:
+        values = logits.detach().cpu()
+        for row in rows:
+            yield row, values[row].double().numpy()
