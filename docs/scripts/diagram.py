@@ -17,6 +17,7 @@ SAYS = {
     "lens": "looks inside, and proves it",
     "engine": "sampling; speaks token ids only",
     "native": "a block for a few tokens, in C++",
+    "quantize": "swaps linear layers, from outside",
     "model": "the one decoder",
     "tokenizer": "text to ids and back",
     "config": "dataclasses from and to TOML",

@@ -54,7 +54,7 @@ class Engine:
         self.backend, self.why = found.name, found.why
         self.n_read = 0
         self._model, self._modules = found.model, list(found.model.modules())
-        dtype, device = model.token_embedding.weight.dtype, model.device
+        dtype, device = model.position_embedding.weight.dtype, model.device
         with torch.inference_mode():
             self._cache = KVCache(
                 model.config, slots, capacity=capacity, dtype=dtype, device=device
@@ -229,7 +229,8 @@ class Engine:
             raise
         found = []
         for row, (text, token) in enumerate(zip(texts, tokens.tolist(), strict=True)):
-            logprob, top, k = None, (), text.sampling.logprobs
+            logprob, k = None, text.sampling.logprobs
+            top: tuple[tuple[int, float], ...] = ()
             if k is not None:
                 lp = log_probabilities(logits[row : row + 1], tokens[row : row + 1], k)
                 logprob = lp.chosen.item()

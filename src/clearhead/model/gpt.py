@@ -149,7 +149,7 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.head.weight.device
+        return self.position_embedding.weight.device
 
     def n_parameters(self) -> int:
         """Count the weights, a tied head once."""

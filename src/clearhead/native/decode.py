@@ -3,19 +3,24 @@
 import ctypes
 from copy import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clearhead.model import GPT, Block, KVCache
+from clearhead.model import GPT, KVCache
+from clearhead.model.attention import Attention
+from clearhead.model.gpt import Block, FeedForward
 from clearhead.model.linear import Linear
 from clearhead.native import library as native
+from clearhead.quantize import QuantizedEmbedding, QuantizedLinear
 
 FEW = 16
 """The most tokens of one text that the kernels take at once; torch is faster with more."""
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_QUANTIZED = {8: 2, 4: 3}
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,17 @@ def accelerate(model: GPT) -> Backend:
     workspace = _Workspace(kernels)
     fast = copy(model)
     fast._modules = dict(model._modules)
-    blocks = [_NativeBlock(block, workspace) for block in model.blocks]
-    fast.blocks = nn.ModuleList(blocks)
-    fast.head = _NativeLinear(model.head, workspace)
+    fast.blocks = nn.ModuleList(
+        _NativeBlock(cast(Block, block), workspace) for block in model.blocks
+    )
+    fast.head = cast(Linear, _NativeLinear(model.head, workspace))
     return Backend(fast, kernels.variant, None)
+
+
+_KNOWN = (
+    *(GPT, Block, Attention, FeedForward, Linear, QuantizedLinear, QuantizedEmbedding),
+    *(nn.LayerNorm, nn.Embedding, nn.GELU, nn.Dropout, nn.ModuleList),
+)
 
 
 def _obstacle(model: GPT) -> str | None:
@@ -57,14 +69,12 @@ def _obstacle(model: GPT) -> str | None:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has hooks, which the native kernels would not call"
-        if isinstance(module, nn.Linear) and type(module) is not Linear:
+        if type(module) not in _KNOWN:
             return f"{name} is a {type(module).__name__}, which the native kernels do not know"
-    for block in model.blocks:
-        if type(block) is not Block:
-            return f"a block is a {type(block).__name__}, which the native kernels do not know"
-    for name, parameter in model.named_parameters():
-        if parameter.dtype not in _KINDS or not parameter.is_contiguous():
-            return f"{name} is {parameter.dtype}, which the native kernels do not know"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        of_codes = name.endswith((".codes", ".scales"))
+        if not (of_codes or tensor.dtype in _KINDS) or not tensor.is_contiguous():
+            return f"{name} is {tensor.dtype}, which the native kernels do not know"
     return None
 
 
@@ -87,16 +97,11 @@ class _Workspace:
 class _NativeLinear(nn.Module):
     """A linear layer; few rows are multiplied by the kernels."""
 
-    def __init__(self, linear: nn.Module, workspace: _Workspace) -> None:
+    def __init__(self, linear: Linear | QuantizedLinear, workspace: _Workspace) -> None:
         super().__init__()
         self.linear = linear
         self._workspace = workspace
         self._matrix, self._kept = _matrix(linear)
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's own."""
-        return self.linear.weight
 
     def forward(self, x: Float[Tensor, "*n K"]) -> Float[Tensor, "*n N"]:
         """Return `x Wᵀ + b`."""
@@ -121,7 +126,7 @@ class _NativeLinear(nn.Module):
 class _NativeBlock(nn.Module):
     """A decoder block; a few tokens with a cache are computed by the kernels."""
 
-    def __init__(self, block: nn.Module, workspace: _Workspace) -> None:
+    def __init__(self, block: Block, workspace: _Workspace) -> None:
         super().__init__()
         self.block = block
         self._workspace = workspace
@@ -131,7 +136,7 @@ class _NativeBlock(nn.Module):
         self._address = ctypes.addressof(self._description)
         self._width, self._widest = block.attention.qkv.in_features, block.mlp.up.out_features
 
-    def _describe(self, block: nn.Module) -> native.Block:
+    def _describe(self, block: Block) -> native.Block:
         found = native.Block()
         attention, mlp = block.attention, block.mlp
         for name, linear in (
@@ -187,15 +192,19 @@ class _NativeBlock(nn.Module):
         return y
 
 
-def _matrix(linear: nn.Module) -> tuple[native.Matrix, list[Tensor]]:
+def _matrix(linear: Linear | QuantizedLinear) -> tuple[native.Matrix, list[Tensor]]:
     """Describe a linear layer; the tensors must live as long as the description."""
     bias = _floats(linear.bias)
-    kept = [] if bias is None else [bias]
-    weight = linear.weight
-    rows, columns = weight.shape
-    kind = _KINDS[weight.dtype]
-    found = native.Matrix(weight.data_ptr(), None, _address(bias), rows, columns, kind, 0)
-    return found, [weight, *kept]
+    rows, columns, group = linear.out_features, linear.in_features, 0
+    if isinstance(linear, QuantizedLinear):
+        weights, scales = linear.codes, linear.scales
+        kind, group = _QUANTIZED[linear.bits], linear.group
+    else:
+        weights, scales, kind = linear.weight, None, _KINDS[linear.weight.dtype]
+    found = native.Matrix(
+        weights.data_ptr(), _address(scales), _address(bias), rows, columns, kind, group
+    )
+    return found, [tensor for tensor in (weights, scales, bias) if tensor is not None]
 
 
 def _floats(tensor: Tensor | None) -> Tensor | None:
