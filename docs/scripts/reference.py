@@ -97,7 +97,7 @@ def config() -> str:
     parts += [
         "## Sampling\n",
         "How `clearhead generate` and `clearhead.generate` choose tokens; on the command line "
-        "`max_new_tokens` is `--tokens`.\n",
+        "`max_new_tokens` is `--tokens` and `min_new_tokens` is `--min-tokens`.\n",
         _fields(SamplingConfig, SamplingConfig()),
     ]
     return "\n".join(parts)

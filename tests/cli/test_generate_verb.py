@@ -20,6 +20,8 @@ def test_json(call, run):
     status, out, _ = call(
         *("generate", run, "--prompt", "the ", "--tokens", "9", "--seed", "3", "--samples", "2"),
         *("--top-k", "20", "--top-p", "0.9", "--min-p", "0.01", "--repetition-penalty", "1.1"),
+        *("--typical-p", "0.9", "--presence-penalty", "0.2", "--frequency-penalty", "-0.2"),
+        *("--min-tokens", "2", "--logit-bias", "0=-100", "5=1.5"),
         *("--json", "--best", "--device", "cpu"),
     )
     report = json.loads(out)
@@ -43,6 +45,14 @@ def test_samples_stand_one_below_the_other(call, run):
     assert second in two
     assert head.strip("\u2500\n ") == ""
     assert "seed 1 to 2" in err
+
+
+def test_the_minimum_length_and_the_bias_steer_the_text(call, run):
+    command = ("generate", run, "--prompt", "the", "--tokens", "6", "--temperature", "0", "--json")
+    ended = json.loads(call(*command, "--logit-bias", "256=100")[1])["samples"][0]
+    assert (ended["tokens"], ended["finish_reason"]) == (1, "stop")
+    longer = json.loads(call(*command, "--logit-bias", "256=100", "--min-tokens", "4")[1])
+    assert longer["samples"][0]["tokens"] == 5
 
 
 def test_a_stop_ends_the_text(call, run):
@@ -78,6 +88,14 @@ def test_a_terminal_is_not_steered(capsys, monkeypatch):
         (["--stop", ""], "a stop string is empty"),
         (["--temperature", "-1"], "temperature is -1.0; it must be"),
         (["--tokens", "0"], "max_new_tokens is 0"),
+        (["--tokens", "5", "--min-tokens", "6"], "min_new_tokens is 6; it must be"),
+        (["--typical-p", "2"], "typical_p is 2.0; it must be"),
+        (["--presence-penalty", "3"], "presence_penalty is 3.0; it must be"),
+        (["--frequency-penalty", "3"], "frequency_penalty is 3.0; it must be"),
+        (["--logit-bias", "the=1"], "--logit-bias is 'the=1'; write a token id"),
+        (["--logit-bias", "5"], "--logit-bias is '5'; write a token id"),
+        (["--logit-bias", "5=101"], "logit_bias[5] is 101.0; it must be"),
+        (["--logit-bias", "99999=1"], "logit_bias has the token id 99999; it must be"),
         (["--samples", "0"], "samples is 0"),
         (["--device", "abacus"], "device is 'abacus'"),
     ],

@@ -107,8 +107,11 @@ def test_the_last_token_is_in_the_vocabulary() -> None:
     ).check_vocabulary(97)
 
 
-def test_a_config_is_hashable_and_keeps_its_tokens_when_copied() -> None:
-    config = SamplingConfig(logit_bias={1: 2}, stop_token_ids=[3, 4])
+def test_a_config_is_hashable_and_keeps_its_tokens() -> None:
+    bias = {1: 2}
+    config = SamplingConfig(logit_bias=bias, stop_token_ids=[3, 4])
+    bias[1] = 1000
+    assert config.logit_bias == {1: 2}
     assert config.stop_token_ids == (3, 4)
     assert {config: 1}[replace(config)] == 1
 

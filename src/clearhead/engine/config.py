@@ -57,7 +57,8 @@ class SamplingConfig:
         _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _check_number("presence_penalty", self.presence_penalty, -2, 2)
         _check_number("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check_bias(self.logit_bias)
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         _check_whole("max_new_tokens", self.max_new_tokens, 1)
         _check_whole("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         object.__setattr__(self, "stop_token_ids", _checked_ids(self.stop_token_ids))
@@ -119,14 +120,13 @@ def _check_whole(name: str, value: object, low: int, high: int | None = None) ->
         raise ClearheadError(f"{name} is {value!r}; it must be a whole number, {valid}")
 
 
-def _check_bias(bias: object) -> None:
-    if bias is None:
-        return
+def _checked_bias(bias: object) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise ClearheadError(f"logit_bias is {bias!r}; it must map token ids to numbers")
     for token, value in bias.items():
         _check_whole("a token id in logit_bias", token, 0)
         _check_number(f"logit_bias[{token}]", value, -100, 100)
+    return dict(bias)
 
 
 def _checked_ids(ids: object) -> tuple[int, ...]:
