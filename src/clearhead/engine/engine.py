@@ -180,7 +180,7 @@ class Engine:
         if not logits:
             return []
         self._running = decoded + begun
-        return self._append(torch.cat(logits))
+        return self._append(torch.cat(logits) if len(logits) > 1 else logits[0])
 
     def _decode(self, texts: list[Text]) -> Float[Tensor, "B V"]:
         """Read the last token of each text; return what follows."""

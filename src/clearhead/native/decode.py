@@ -1,6 +1,7 @@
 """A model whose blocks compute a few tokens by native kernels."""
 
 import ctypes
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import cast
@@ -50,9 +51,8 @@ def accelerate(model: GPT) -> Backend:
     workspace = _Workspace(kernels)
     fast = copy(model)
     fast._modules = dict(model._modules)
-    fast.blocks = nn.ModuleList(
-        _NativeBlock(cast(Block, block), workspace) for block in model.blocks
-    )
+    blocks = [cast(Block, block) for block in model.blocks]
+    fast.blocks = nn.ModuleList([_NativeBlocks(blocks, workspace)])
     fast.head = cast(Linear, _NativeLinear(model.head, workspace))
     return Backend(fast, kernels.variant, None)
 
@@ -123,18 +123,19 @@ class _NativeLinear(nn.Module):
         return y
 
 
-class _NativeBlock(nn.Module):
-    """A decoder block; a few tokens with a cache are computed by the kernels."""
+class _NativeBlocks(nn.Module):
+    """All decoder blocks; a few tokens with a cache are computed by the kernels."""
 
-    def __init__(self, block: Block, workspace: _Workspace) -> None:
+    def __init__(self, blocks: Sequence[Block], workspace: _Workspace) -> None:
         super().__init__()
-        self.block = block
+        self.blocks = nn.ModuleList(blocks)
         self._workspace = workspace
-        self._layer = block.attention.layer
         self._kept: list[Tensor] = []
-        self._description = self._describe(block)
-        self._address = ctypes.addressof(self._description)
-        self._width, self._widest = block.attention.qkv.in_features, block.mlp.up.out_features
+        described = [self._describe(block) for block in blocks]
+        self._descriptions = (native.Block * len(blocks))(*described)
+        self._address = ctypes.addressof(self._descriptions)
+        self._width = blocks[0].attention.qkv.in_features
+        self._widest = max(3 * self._width, blocks[0].mlp.up.out_features)
 
     def _describe(self, block: Block) -> native.Block:
         found = native.Block()
@@ -163,25 +164,26 @@ class _NativeBlock(nn.Module):
         positions: Int[Tensor, "B T"] | None = None,
         mask: Tensor | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Return the residual stream after this block."""
+        """Return the residual stream after the last block."""
         batch, length, _ = x.shape
         if cache is None or positions is None or length > FEW or torch.is_grad_enabled():
-            return self.block(x, cache, positions, mask)
-        x, threads = x.contiguous(), torch.get_num_threads()
+            for block in self.blocks:
+                x = block(x, cache, positions, mask)
+            return x
+        x, keys, threads = x.contiguous(), cache.keys, torch.get_num_threads()
         y = torch.empty_like(x)
         place = self._workspace.cache
-        step = cache.keys.stride(0) * cache.keys.element_size() * self._layer
-        place.keys = cache.keys.data_ptr() + step
-        place.values = cache.values.data_ptr() + step
-        place.slots = _address(cache.slots)
-        place.positions = positions.data_ptr()
-        place.capacity, place.slot_stride = cache.keys.shape[3], cache.keys.stride(1)
-        place.bf16, place.tokens_per_row = _KINDS[cache.keys.dtype], length
+        place.keys, place.values = keys.data_ptr(), cache.values.data_ptr()
+        place.slots, place.positions = _address(cache.slots), positions.data_ptr()
+        place.capacity, place.slot_stride = keys.shape[3], keys.stride(1)
+        place.bf16, place.tokens_per_row = _KINDS[keys.dtype], length
         n = batch * length
         scratch = self._workspace.scratch(n, self._width, self._widest, place.capacity, threads)
-        self._workspace.kernels.block(
+        self._workspace.kernels.blocks(
             self._address,
+            len(self._descriptions),
             ctypes.addressof(place),
+            keys.stride(0) * keys.element_size(),
             x.data_ptr(),
             y.data_ptr(),
             _KINDS[x.dtype],

@@ -433,7 +433,7 @@ struct Block {
 };
 
 struct Cache {
-    void *keys, *values;       // [S, H, C, K], of one layer
+    void *keys, *values;       // [S, H, C, K], of a layer
     const int64_t *slots;      // [B], or null: row b is slot b
     const int64_t *positions;  // [B, T]
     int64_t capacity, slot_stride;
@@ -545,23 +545,30 @@ extern "C" void clearhead_linear(const Matrix *m, const void *x, void *y, int bf
     if (bf16) write(out, bf16, y, (long)n * m->rows);
 }
 
-extern "C" void clearhead_block(const Block *b, const Cache *cache, const void *x, void *y, int bf16,
-                                int n, float *scratch, int n_threads) {
+// The residual stream after n_blocks blocks, whose keys and values lie layer_stride bytes apart.
+extern "C" void clearhead_blocks(const Block *b, int n_blocks, const Cache *first, int64_t layer_stride,
+                                 const void *x, void *y, int bf16, int n, float *scratch,
+                                 int n_threads) {
+    Cache cache = *first;
     int width = b->qkv.columns, widest = b->up.rows > 3 * width ? b->up.rows : 3 * width;
     float *stream = scratch, *normed = stream + (long)n * width, *z = normed + (long)n * width;
     float *wide = z + (long)n * width;  // queries, keys and values; then the MLP's inner activations
     float *packed = wide + n * padded(widest), *weights = packed + n * padded(widest);
-    Attention a{*cache, wide, z, weights, b->n_heads, width / b->n_heads};
+    Attention a{cache, wide, z, weights, b->n_heads, width / b->n_heads};
     read(x, bf16, stream, (long)n * width);
-    normalise(b->norm_1, stream, normed, n, width);
-    multiply(normed, {.m = b->qkv, .y = wide, .n = n}, packed, n_threads);
-    cache->bf16 ? write_cache<uint16_t>(a, n) : write_cache<float>(a, n);
-    share(cache->bf16 ? attend<uint16_t> : attend<float>, &a, n * b->n_heads, n_threads);
-    multiply(z, {.m = b->out_proj, .y = stream, .n = n, .add = true}, packed, n_threads);
-    normalise(b->norm_2, stream, normed, n, width);
-    bool exact = b->exact_gelu;
-    multiply(normed, {.m = b->up, .y = wide, .n = n, .gelu = true, .exact_gelu = exact}, packed, n_threads);
-    multiply(wide, {.m = b->down, .y = stream, .n = n, .add = true}, packed, n_threads);
+    for (const Block *end = b + n_blocks; b < end; b++) {
+        normalise(b->norm_1, stream, normed, n, width);
+        multiply(normed, {.m = b->qkv, .y = wide, .n = n}, packed, n_threads);
+        cache.bf16 ? write_cache<uint16_t>(a, n) : write_cache<float>(a, n);
+        share(cache.bf16 ? attend<uint16_t> : attend<float>, &a, n * b->n_heads, n_threads);
+        multiply(z, {.m = b->out_proj, .y = stream, .n = n, .add = true}, packed, n_threads);
+        normalise(b->norm_2, stream, normed, n, width);
+        Product up{.m = b->up, .y = wide, .n = n, .gelu = true, .exact_gelu = !!b->exact_gelu};
+        multiply(normed, up, packed, n_threads);
+        multiply(wide, {.m = b->down, .y = stream, .n = n, .add = true}, packed, n_threads);
+        cache.keys = (char *)cache.keys + layer_stride;
+        cache.values = (char *)cache.values + layer_stride;
+    }
     write(stream, bf16, y, (long)n * width);
 }
 

@@ -74,9 +74,12 @@ class Library:
         self.linear = library.clearhead_linear
         self.linear.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_int]
         self.linear.restype = None
-        self.block = library.clearhead_block
-        self.block.argtypes = [c_void_p] * 4 + [c_int, c_int, c_void_p, c_int]
-        self.block.restype = None
+        self.blocks = library.clearhead_blocks
+        self.blocks.argtypes = (
+            *(c_void_p, c_int, c_void_p, c_int64),
+            *(c_void_p, c_void_p, c_int, c_int, c_void_p, c_int),
+        )
+        self.blocks.restype = None
 
 
 @cache
