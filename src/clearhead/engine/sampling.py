@@ -190,13 +190,14 @@ def _distribution(
 
 def _most_likely(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """Return the most likely token of each row, and refuse logits that are no numbers."""
-    best = logits.max(-1)
-    if not best.values.isfinite().all():  # NaN is the greatest to torch
+    values = logits.detach().float().cpu().numpy()
+    best = values.argmax(-1)  # [B]
+    if not np.isfinite(values[np.arange(len(best)), best]).all():  # NaN is the greatest to NumPy
         raise ClearheadError(
             "the model's logits are not finite numbers (NaN or infinity); its weights are damaged "
             "or its training diverged: take an earlier checkpoint"
         )
-    return best.indices.cpu()
+    return torch.from_numpy(best)
 
 
 def _rows(

@@ -54,6 +54,8 @@ def accelerate(model: GPT) -> Backend:
     blocks = [cast(Block, block) for block in model.blocks]
     fast.blocks = nn.ModuleList([_NativeBlocks(blocks, workspace)])
     fast.head = cast(Linear, _NativeLinear(model.head, workspace))
+    for module in (fast.blocks, *fast.blocks, fast.head):
+        module.training = model.training
     return Backend(fast, kernels.variant, None)
 
 

@@ -238,11 +238,12 @@ struct Product {
     const Matrix &m;
     const char *x;  // activations, as `pack` leaves them
     float *y;       // [n, rows]
-    int n, chunk;
+    int n, n_threads;
     bool add, gelu, exact_gelu;
 };
 
 constexpr int BLOCK = 128;
+constexpr long AHEAD = 6144;  // bytes: what memory sends a core while it waits for the first of them
 constexpr long padded(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
 #if defined(__AVX512BF16__)
@@ -266,7 +267,7 @@ static void pack(const float *x, int n, const Matrix &m, float *packed) {
 template <int kind, int R, int T> struct Tile {
     vec sums[R][T] = {};
     const char *rows[R], *tokens[T];
-    long ahead;  // bytes from a row to the one that the next tile reads in its place
+    long ahead;  // bytes from a row to the one that a later tile reads in its place
 
     INLINE_MEMBER void add(int r, vec weights, long k) {
 #pragma GCC unroll 4
@@ -352,10 +353,14 @@ template <int kind, int R, int T> struct Tile {
                     0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
                 const __m512i table = _mm512_loadu_si512(values);
                 __m512i words = _mm512_loadu_si512(w);
+                __m512 part[T] = {};
                 for (int j = 0; j < 4; j++, words = _mm512_srli_epi16(words, 4)) {
                     const __m512i weights = _mm512_permutexvar_epi16(words, table);
-                    for (int t = 0; t < T; t++)
-                        sums[r][t] += scale[j] * (vec)pairs(__m512{}, weights, t, k + 32 * j);
+                    for (int t = 0; t < T; t++) {
+                        part[t] = pairs(part[t], weights, t, k + 32 * j);
+                        if (j % 2 || m.group == 32)
+                            sums[r][t] += scale[j] * (vec)part[t], part[t] = __m512{};
+                    }
                 }
 #else
                 for (int j = 0; j < 4; j++)
@@ -374,7 +379,7 @@ template <int kind, int R, int T> static void multiply_tile(const Product &p, in
     constexpr int bits[] = {32, 16, 8, 4}, at_once = R * T < W ? R * T : W;
     long width = padded(m.columns), row_bytes = (kind < I8 ? m.columns : width) * bits[kind] / 8;
     Tile<kind, R, T> tile;
-    tile.ahead = R * row_bytes;
+    tile.ahead = (AHEAD / (R * row_bytes) + 1) * R * row_bytes;
     for (int r = 0; r < R; r++) tile.rows[r] = (const char *)m.weights + (row + r) * row_bytes;
     for (int t = 0; t < T; t++)
         tile.tokens[t] = p.x + (token + t) * width * (takes_bf16(kind) ? 2 : 4);
@@ -398,10 +403,21 @@ template <int kind, int R> static void multiply_rows(const Product &p, int row) 
     if (token < p.n) multiply_tile<kind, R, 1>(p, row, token);
 }
 
+// Rows are given out in pieces of a quarter, then an eighth of a thread's part, and so on: threads
+// read on without a break, and end together.
+constexpr int SIZES = 4, PARTS = 1 << (SIZES - 1);
+
+static int first_row(const Product &p, int item) {
+    int turn = item / p.n_threads < SIZES ? item / p.n_threads : SIZES - 1;
+    int size = turn < SIZES - 1 ? PARTS >> (turn + 1) : 1;
+    long part = p.n_threads * (PARTS - (PARTS >> turn)) + (item - turn * p.n_threads) * size;
+    long row = p.m.rows * part / (PARTS * p.n_threads);
+    return item < SIZES * p.n_threads ? row / 16 * 16 : p.m.rows;
+}
+
 template <int kind> static void multiply_chunk(const void *context, int item, int) {
     const Product &p = *(const Product *)context;
-    int first = item * p.chunk, row = first, end = first + p.chunk;
-    if (end > p.m.rows) end = p.m.rows;
+    int first = first_row(p, item), row = first, end = first_row(p, item + 1);
     for (; row + 4 <= end; row += 4) multiply_rows<kind, 4>(p, row);
     for (; row < end; row++) multiply_rows<kind, 1>(p, row);
     for (int t = 0; t < p.n && p.gelu; t++)
@@ -414,9 +430,8 @@ static void multiply(const float *x, Product p, float *packed, int n_threads) {
                          multiply_chunk<I4>};
     pack(x, p.n, p.m, packed);
     p.x = (const char *)packed;
-    p.chunk = (p.m.rows / (8 * n_threads) + 15) / 16 * 16;
-    p.chunk = p.chunk < 16 ? 16 : p.chunk > 256 ? 256 : p.chunk;
-    share(work[p.m.kind], &p, (p.m.rows + p.chunk - 1) / p.chunk, n_threads);
+    p.n_threads = n_threads;
+    share(work[p.m.kind], &p, SIZES * n_threads, n_threads);
 }
 
 // ---- The block ----------------------------------------------------------------------------------

@@ -133,8 +133,8 @@ def swap(
     bits: int,
 ) -> None:
     """Put a quantised layer in a linear layer's place."""
-    codes = pack(values, bits)
-    setattr(parent, name, QuantizedLinear(codes, scales, linear.bias, linear.in_features, bits))
+    layer = QuantizedLinear(pack(values, bits), scales, linear.bias, linear.in_features, bits)
+    setattr(parent, name, layer.train(linear.training))
 
 
 def swap_head(
@@ -147,4 +147,5 @@ def swap_head(
     if not model.config.tied_head:
         values, scales = round_to_nearest(embedding, bits, matrix.group)
         matrix = QuantizedLinear(pack(values, bits), scales, None, embedding.shape[1], bits)
-    model.token_embedding = cast(nn.Embedding, QuantizedEmbedding(matrix).to(embedding.dtype))
+    found = QuantizedEmbedding(matrix).to(embedding.dtype).train(model.training)
+    model.token_embedding = cast(nn.Embedding, found)
