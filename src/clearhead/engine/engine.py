@@ -14,6 +14,13 @@ from torch import Tensor
 from clearhead.engine.config import SamplingConfig
 from clearhead.engine.sampling import choose, log_probabilities
 from clearhead.engine.slots import CHUNK, Slots
+from clearhead.engine.speculative import (
+    Draft,
+    Guess,
+    PromptLookup,
+    Speculation,
+    check_draft,
+)
 from clearhead.engine.text import GeneratedToken, Text, WhenFull
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, KVCache
@@ -36,18 +43,31 @@ class Engine:
         n_read: How many tokens were computed so far, prompts' and new ones.
     """
 
-    def __init__(self, model: GPT, *, slots: int = 16, capacity: int | None = None) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        slots: int = 16,
+        capacity: int | None = None,
+        draft: GPT | None = None,
+    ) -> None:
         """Make an engine for a model whose weights no longer change.
 
         Args:
             model: Its training mode is set aside during each step only.
             slots: How many texts may be in the batch; others wait.
             capacity: The most tokens a text may reach; the model's context by default.
+            draft: A smaller model, in evaluation mode, that guesses what the model will write: the
+                text stays the same and may come sooner (speculative decoding). Not while several
+                texts are in the batch: they share what it would use.
 
         Raises:
-            ClearheadError: The model is a classifier, or there is no slot.
+            ClearheadError: The model or the draft is a classifier, their vocabularies differ, or
+                there is no slot.
         """
         model.config.check_next_token()
+        if draft is not None:
+            check_draft(draft, model)
         if slots < 1:
             raise ClearheadError(f"slots is {slots}; it must be at least 1")
         found = accelerate(model)
@@ -60,6 +80,7 @@ class Engine:
                 model.config, slots, capacity=capacity, dtype=dtype, device=device
             )
         self._config = replace(model.config, context_length=self._cache.capacity)
+        self._draft = accelerate(draft).model if draft is not None else None
         self._slots = Slots(slots)
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []
@@ -74,6 +95,7 @@ class Engine:
         row: int = 0,
         seed: int | None = None,
         when_full: WhenFull = "stop",
+        prompt_lookup: bool = False,
         is_finished: Callable[[int, Sequence[int]], bool] | None = None,
     ) -> Text:
         """Let a text join as soon as a slot is free; first come, first served.
@@ -88,6 +110,8 @@ class Engine:
             seed: In place of `sampling.seed`.
             when_full: What happens when the text fills the context. "slide" goes on with the last
                 half of it: these tokens are read anew, at the first positions, as a prompt is.
+            prompt_lookup: Guess that the text repeats what followed its last tokens before, where a
+                draft guesses or not; the text stays the same.
             is_finished: Asked after each token, with the row and its new tokens so far, whether the
                 text ends here. Not asked about a stop id.
 
@@ -107,6 +131,10 @@ class Engine:
             when_full=when_full,
             is_finished=is_finished,
         )
+        guesses: list[Guess] = [PromptLookup()] if prompt_lookup else []
+        if self._draft is not None:
+            guesses.append(Draft(self._draft, self._cache.capacity))
+        text.speculation = Speculation(guesses) if guesses else None
         self._waiting.append(text)
         return text
 
@@ -170,17 +198,22 @@ class Engine:
         self._leave()
         with _evaluating(self._modules):
             decoded = [text for text in self._running if not text.begins]
+            if len(self._running) == len(decoded) == 1 and (guessed := self._guess(decoded[0])):
+                return self._verify(decoded[0], guessed)
             logits = [self._decode(decoded)] if decoded else []
             begun = [text for text in self._running if text.begins]
+            logits += [self._begin(text) for text in begun]
             while self._waiting and self._slots.any_free():
                 text = self._waiting.popleft()
                 if not text.ended:
                     begun.append(text)
-            logits += [self._begin(text) for text in begun]
+                    logits.append(self._begin(text))
         if not logits:
             return []
         self._running = decoded + begun
-        return self._append(torch.cat(logits) if len(logits) > 1 else logits[0])
+        found = self._append(self._running, torch.cat(logits) if len(logits) > 1 else logits[0])
+        self._leave()
+        return found
 
     def _decode(self, texts: list[Text]) -> Float[Tensor, "B V"]:
         """Read the last token of each text; return what follows."""
@@ -193,6 +226,33 @@ class Engine:
             text.was_read(1)
         self.n_read += len(texts)
         return logits
+
+    def _guess(self, text: Text) -> list[int]:
+        """Return tokens that may follow, if the text is alone and is to be guessed."""
+        if text.speculation is None or (self._waiting and self._slots.any_free()):
+            return []
+        room = min(self._cache.capacity - text.n_read, text.n_left) - 1
+        return text.speculation.propose(
+            text.window, room, text.sampling, text.history, text.generator
+        )
+
+    def _verify(self, text: Text, guessed: list[int]) -> list[GeneratedToken]:
+        """Read a text's last token and a guess; choose what follows as far as the guess holds."""
+        assert text.slot is not None
+        assert text.speculation is not None
+        ids = torch.tensor([[*text.unread, *guessed]], device=self._model.device)
+        logits = self._model.head(self._model.hidden(ids, self._cache.at([text.slot]))[0])
+        self.n_read += len(guessed) + 1
+        found: list[GeneratedToken] = []
+        for row in range(len(guessed) + 1):
+            text.was_read(1)
+            found += self._append([text], logits[row : row + 1])
+            if text.ended or text.begins or found[-1].token_id != [*guessed, None][row]:
+                break
+        text.speculation.learn(len(guessed), len(found) - 1)
+        self._cache.truncate(text.slot, text.n_read)
+        self._leave()
+        return found
 
     def _begin(self, text: Text) -> Float[Tensor, "1 V"]:
         """Read a prompt, or what is left of a text that slid; return what follows."""
@@ -215,8 +275,8 @@ class Engine:
         self.n_read += len(prompt) - shared
         return logits
 
-    def _append(self, logits: Float[Tensor, "B V"]) -> list[GeneratedToken]:
-        texts = self._running
+    def _append(self, texts: list[Text], logits: Float[Tensor, "B V"]) -> list[GeneratedToken]:
+        """Choose each text's next token."""
         try:
             tokens = choose(
                 logits,
@@ -236,7 +296,6 @@ class Engine:
                 logprob = lp.chosen.item()
                 top = tuple(zip(lp.best_ids[0].tolist(), lp.best[0].tolist(), strict=True))
             found.append(text.append(token, logprob, top))
-        self._leave()
         return found
 
     def _leave(self) -> None:

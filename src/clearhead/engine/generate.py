@@ -19,6 +19,8 @@ def generate_ids(
     stop_ids: Collection[int] = (),
     is_finished: Callable[[int, Sequence[int]], bool] | None = None,
     when_full: WhenFull = "stop",
+    prompt_lookup: bool = False,
+    draft: GPT | None = None,
 ) -> Iterator[GeneratedToken]:
     """Continue each prompt, all in one batch; a row's tokens are those it would get alone.
 
@@ -35,6 +37,8 @@ def generate_ids(
         is_finished: Asked after each token, with the row and its new tokens so far, whether the
             row ends here. Not asked about a stop id.
         when_full: What happens to a row that fills the context, as in `Engine.submit`.
+        prompt_lookup: Guess that a text repeats itself, as in `Engine.submit`.
+        draft: A smaller model that guesses, as in `Engine`.
 
     Yields:
         Tokens as they come: step by step, in the order of the rows that still go on.
@@ -48,7 +52,7 @@ def generate_ids(
         raise ClearheadError(f"{len(prompts)} prompts have {len(seeds)} seeds; give each one")
     longest = max((len(prompt) for prompt in prompts), default=1)
     capacity = None if when_full == "slide" else max(longest + sampling.max_new_tokens - 1, 1)
-    engine = Engine(model, slots=max(len(prompts), 1), capacity=capacity)
+    engine = Engine(model, slots=max(len(prompts), 1), capacity=capacity, draft=draft)
     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *stop_ids))
     for row, prompt in enumerate(prompts):
         engine.submit(
@@ -57,6 +61,7 @@ def generate_ids(
             row=row,
             seed=None if seeds is None else seeds[row],
             when_full=when_full,
+            prompt_lookup=prompt_lookup,
             is_finished=is_finished,
         )
     return _all_tokens(engine)

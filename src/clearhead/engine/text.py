@@ -10,6 +10,7 @@ import torch
 
 from clearhead.engine.config import SamplingConfig, fresh_seed
 from clearhead.engine.history import History
+from clearhead.engine.speculative import Speculation
 from clearhead.errors import ClearheadError
 from clearhead.model import GPTConfig
 
@@ -44,6 +45,8 @@ class Text:
         history: The prompt and the new tokens.
         finish_reason: Why it ended; None while it goes on, or if it was cancelled.
         n_shared: How many tokens of the prompt another text had been computed for.
+        n_read: How many of its tokens the cache holds.
+        speculation: How it is guessed, and how well; None if it is not.
     """
 
     def __init__(
@@ -79,13 +82,14 @@ class Text:
         self.n_shared = 0
         self.slot: int | None = None
         self.cancelled = False
+        self.speculation: Speculation | None = None
         self.events: deque[GeneratedToken] = deque()
         self.generator = torch.Generator().manual_seed(seed)
         self.unread: list[int] = list(prompt)
         self._row, self._when_full, self._is_finished = row, when_full, is_finished
         self._stop_ids = frozenset(sampling.stop_token_ids)
         self._context_length = config.context_length
-        self._n_read = 0
+        self.n_read = 0
 
     @property
     def ended(self) -> bool:
@@ -94,7 +98,7 @@ class Text:
 
     def was_read(self, n_tokens: int) -> None:
         """Note that the cache holds so many tokens more, all that were to be read."""
-        self._n_read += n_tokens
+        self.n_read += n_tokens
         self.unread = []
 
     def append(
@@ -103,7 +107,7 @@ class Text:
         """Add a chosen token, and see whether the text ends by it."""
         history, new_ids = self.history, self.history.new_ids
         history.append(token)
-        full = self._n_read == self._context_length
+        full = self.n_read == self._context_length
         if token in self._stop_ids or (self._is_finished and self._is_finished(self._row, new_ids)):
             self.finish_reason = "stop"
         elif len(new_ids) == self.sampling.max_new_tokens:
@@ -112,7 +116,7 @@ class Text:
             self.finish_reason = "context"
         elif full:
             whole = [*history.prompt_ids, *new_ids]
-            self.unread, self._n_read = whole[-((self._context_length + 1) // 2) :], 0
+            self.unread, self.n_read = whole[-((self._context_length + 1) // 2) :], 0
         else:
             self.unread = [token]
         found = GeneratedToken(self._row, token, self.finish_reason, logprob, top)
@@ -120,9 +124,20 @@ class Text:
         return found
 
     @property
+    def window(self) -> list[int]:
+        """The tokens that the cache holds, and those to be read next."""
+        whole = [*self.history.prompt_ids, *self.history.new_ids]
+        return whole[len(whole) - self.n_read - len(self.unread) :]
+
+    @property
+    def n_left(self) -> int:
+        """How many tokens `max_new_tokens` leaves."""
+        return self.sampling.max_new_tokens - len(self.history.new_ids)
+
+    @property
     def begins(self) -> bool:
         """Whether none of its tokens is in the cache: it is new, or it slid."""
-        return self._n_read == 0
+        return self.n_read == 0
 
 
 def _checked(prompt: Sequence[int], row: int, config: GPTConfig) -> list[int]:

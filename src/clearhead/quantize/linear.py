@@ -139,7 +139,8 @@ def unpack(codes: Shaped[Tensor, "*n bytes"], bits: int) -> Int8[Tensor, "*n K"]
     """Return the whole numbers of packed rows, padding included."""
     if bits == 8:
         return codes
-    words = codes.view(torch.int16).unflatten(-1, (-1, 1, 32))  # [*n, blocks, 1, 32]
+    words = codes.view(torch.int16)
+    words = words.view(*words.shape[:-1], -1, 1, 32)  # [*n, blocks, 1, 32]
     shifts = torch.arange(0, 16, 4, dtype=torch.int16, device=codes.device)[:, None]
     nibbles = words >> shifts & 15  # [*n, blocks, 4, 32]
     return nibbles.flatten(-3).to(torch.int8) - 8
