@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clearhead.checkpoint.download import Downloaded, download
     from clearhead.data import Manifest, TokenDataset, iter_documents, prepare
     from clearhead.data import describe as describe_data
-    from clearhead.engine import SamplingConfig, generate_ids
+    from clearhead.engine import Engine, SamplingConfig, generate_ids
     from clearhead.finetune import Metrics, Predictions
     from clearhead.model import GPT, GPTConfig, KVCache, preset
     from clearhead.recipes.classify import classify, evaluate_classifier
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clearhead.recipes.load import load
     from clearhead.recipes.merge import Merge, merge_checkpoint
     from clearhead.recipes.pretrain import PretrainConfig, load_config, pretrain, recipe
+    from clearhead.recipes.quantize import Quantized, quantize_checkpoint
     from clearhead.recipes.tokenize import bytes_per_token, train_tokenizer
     from clearhead.tokenizer import (
         Tokenizer,
@@ -52,6 +53,7 @@ __all__ = [
     "Completion",
     "Conversion",
     "Downloaded",
+    "Engine",
     "GPTConfig",
     "InstructConfig",
     "KVCache",
@@ -61,6 +63,7 @@ __all__ = [
     "Predictions",
     "PreferConfig",
     "PretrainConfig",
+    "Quantized",
     "SamplingConfig",
     "Stage",
     "TaskResult",
@@ -89,6 +92,7 @@ __all__ = [
     "prepare",
     "preset",
     "pretrain",
+    "quantize_checkpoint",
     "read_ledger",
     "recipe",
     "save",
@@ -107,6 +111,7 @@ _HOMES = {
     "Completion": "recipes.generate.Completion",
     "Conversion": "recipes.convert.Conversion",
     "Downloaded": "checkpoint.download.Downloaded",
+    "Engine": "engine.Engine",
     "GPTConfig": "model.GPTConfig",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
@@ -137,6 +142,8 @@ _HOMES = {
     "prepare": "data.prepare",
     "preset": "model.preset",
     "pretrain": "recipes.pretrain.pretrain",
+    "Quantized": "recipes.quantize.Quantized",
+    "quantize_checkpoint": "recipes.quantize.quantize_checkpoint",
     "recipe": "recipes.pretrain.recipe",
     "save": "checkpoint.save",
     "save_tokenizer": "tokenizer.save_tokenizer",

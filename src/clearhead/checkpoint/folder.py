@@ -23,10 +23,12 @@ from clearhead.checkpoint.formats.huggingface import (
     write_huggingface,
 )
 from clearhead.checkpoint.formats.source import ModelSource, build
+from clearhead.checkpoint.quantized import load_quantized, quantization_of, write_quantized
 from clearhead.checkpoint.tensors import Entry, read_tensors, write_tensors
 from clearhead.errors import ClearheadError
 from clearhead.files import fsync_dir
 from clearhead.model import GPT, GPTConfig
+from clearhead.quantize import is_quantized
 from clearhead.tokenizer import Tokenizer, load_tokenizer
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -42,6 +44,8 @@ def save(
 ) -> None:
     """Save a model as a folder that transformers loads too, wholly or not at all.
 
+    A quantised model's folder has tensors of its own, which others do not load.
+
     Args:
         folder: The folder to make; it must not exist.
         model: The model.
@@ -55,10 +59,13 @@ def save(
             left, and earlier checkpoints are as they were.
     """
     check_tokenizer(folder, model.config, tokenizer)
-    source = ModelSource(model)
+    source = None if is_quantized(model) else ModelSource(model)
 
     def write(temporary: Path) -> None:
-        write_huggingface(source, temporary, tokenizer)
+        if source is None:
+            write_quantized(model, temporary, tokenizer)
+        else:
+            write_huggingface(source, temporary, tokenizer)
 
     save_folder(folder, write, tensors=tensors, documents=documents)
 
@@ -102,6 +109,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     verify: bool = True,
+    quantized: bool = False,
 ) -> tuple[GPT, Tokenizer]:
     """Load a checkpoint's model, in evaluation mode, and its tokenizer.
 
@@ -110,13 +118,19 @@ def load(
         device: Where the weights go.
         dtype: What the weights become; as saved by default.
         verify: Whether to compare the files with their checksums first.
+        quantized: Whether a quantised model will do, which computes and does not learn.
 
     Raises:
-        ClearheadError: A file is missing or damaged, or the files do not fit together.
+        ClearheadError: A file is missing or damaged, the files do not fit together, or the weights
+            are quantised and must not be.
     """
     check_whole(folder)
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS, *TOKENIZER)
+    if quantized and quantization_of(folder):
+        model, tokenizer = load_quantized(folder, device, dtype), load_tokenizer(folder)
+        check_tokenizer(folder, model.config, tokenizer)
+        return model, tokenizer
     with open_huggingface(folder, with_tokenizer=False) as source:
         tokenizer = load_tokenizer(folder)
         check_tokenizer(folder, source.config, tokenizer)

@@ -11,6 +11,7 @@ from clearhead.checkpoint.checksums import CHECKSUMS, OWN, read_json
 from clearhead.checkpoint.formats.huggingface import TOKENIZER, is_adapter, open_huggingface
 from clearhead.checkpoint.formats.peft import HEAD, AdapterSettings, AdapterSource
 from clearhead.checkpoint.formats.table import n_parameters
+from clearhead.checkpoint.quantized import quantization_of, quantized_config
 from clearhead.checkpoint.runs import resolve, step_of
 from clearhead.checkpoint.tensors import Entry
 from clearhead.model import GPTConfig
@@ -40,7 +41,7 @@ class CheckpointInfo:
     n_parameters: int
     """How many weights it has, a tied head once, and an adapter's beside its model's."""
     dtype: str
-    """Their type as safetensors writes it, "F32" for example."""
+    """Their type as safetensors writes it, "F32" for example; of quantised ones the bits."""
     tokenizer: str
     """The tokenizer's name."""
     step: int | None
@@ -60,12 +61,14 @@ def describe(path: Path) -> CheckpointInfo:
         ClearheadError: It is no checkpoint, or what is read of it is damaged.
     """
     folder = resolve(path)
-    adapter, beside = None, 0
+    adapter, beside, quantization, dtype = None, 0, None, torch.float32
     if is_adapter(folder):
         with AdapterSource(folder) as opened:
             config, dtype = opened.config, opened.dtype
             adapter = AdapterInfo(opened.base, opened.settings, opened.n_parameters())
             beside = sum(math.prod(one.shape) for one in opened.factors if one.ours != HEAD)
+    elif quantization := quantization_of(folder):
+        config = quantized_config(folder)
     else:
         with open_huggingface(folder, with_tokenizer=False) as source:
             config, dtype = source.config, source.dtype
@@ -76,7 +79,9 @@ def describe(path: Path) -> CheckpointInfo:
         path=folder,
         config=config,
         n_parameters=n_parameters(config) + beside,
-        dtype=Entry.of(torch.empty(0, dtype=dtype)).dtype,
+        dtype=f"{quantization.bits} bits, groups of {quantization.group}"
+        if quantization
+        else Entry.of(torch.empty(0, dtype=dtype)).dtype,
         tokenizer=load_tokenizer(folder if has_own or not adapter else adapter.base).name,
         step=step_of(folder),
         files={one.relative_to(folder).as_posix(): one.stat().st_size for one in files},

@@ -13,6 +13,7 @@ from clearhead.checkpoint.download.sources import HUB_NAMES
 from clearhead.cli import show
 from clearhead.cli.download import Bars
 from clearhead.cli.parse import Flag, parse
+from clearhead.cli.quantize import show_certificate
 from clearhead.recipes.convert import (
     Conversion,
     Stage,
@@ -20,6 +21,7 @@ from clearhead.recipes.convert import (
     import_checkpoint,
     verify_checkpoint,
 )
+from clearhead.recipes.quantize import is_quantized_checkpoint, verify_quantized
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def export(arguments: Sequence[str], prog: str) -> int:
 def verify(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     parsed = parse(VerifyArguments, arguments, prog)
+    if is_quantized_checkpoint(parsed.directory):
+        return _verify_quantized(parsed)
     certificate = verify_checkpoint(
         parsed.directory, parsed.against, on_stage=_stages(show.progress())
     )
@@ -116,6 +120,16 @@ def verify(arguments: Sequence[str], prog: str) -> int:
     else:
         _show(certificate)
         show.line(show.result(), "they agree", "green")
+    return 0
+
+
+def _verify_quantized(parsed: VerifyArguments) -> int:
+    found = verify_quantized(parsed.directory, parsed.against, on_stage=_stages(show.progress()))
+    if parsed.json:
+        show.as_json(found.to_json())
+    else:
+        show_certificate(found)
+        show.line(show.result(), "it is whole, and its loss within its bits' limit", "green")
     return 0
 
 

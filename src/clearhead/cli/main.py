@@ -111,6 +111,9 @@ VERBS = {
     "verify": Verb(
         "convert", "verify", "DIR [--against DIR]", "compare a checkpoint with another once more"
     ),
+    "quantize": Verb(
+        "quantize", "quantize", "DIR OUT --bits 8|4", "make a smaller, faster checkpoint, certified"
+    ),
     "lens demo": Verb(
         "lens.demo", "demo", "[DIR]", "show what the output projection does, on small numbers"
     ),

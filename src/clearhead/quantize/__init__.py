@@ -1,12 +1,14 @@
 """Quantised weights: linear layers that hold 8 or 4 bits a weight, swapped in from outside."""
 
-from clearhead.quantize.convert import quantize_nearest
+from clearhead.quantize.convert import is_quantized, quantize_nearest
+from clearhead.quantize.gptq import gptq, quantize_calibrated
 from clearhead.quantize.linear import (
     BITS,
     GROUPS,
     QuantizedEmbedding,
     QuantizedLinear,
     pack,
+    padded,
     unpack,
 )
 
@@ -15,7 +17,11 @@ __all__ = [
     "GROUPS",
     "QuantizedEmbedding",
     "QuantizedLinear",
+    "gptq",
+    "is_quantized",
     "pack",
+    "padded",
+    "quantize_calibrated",
     "quantize_nearest",
     "unpack",
 ]

@@ -69,30 +69,46 @@ def check(model: GPT, bits: int, group: int) -> None:
             raise ClearheadError(f"{name} has weights that are not finite numbers")
 
 
+def is_quantized(model: GPT) -> bool:
+    """Say whether a model's weights have 8 or 4 bits."""
+    return isinstance(model.head, QuantizedLinear)
+
+
 def linears(model: GPT) -> Iterator[tuple[nn.Module, str, Linear]]:
     """Yield the blocks' linear layers in the order of computation, with their parents and names."""
     for block in cast("list[Block]", model.blocks):
-        for parent in (block.attention, block.mlp):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, Linear):
-                    yield parent, name, child
+        yield from linears_of(block)
 
 
-def round_to_nearest(weight: Float[Tensor, "N K"], bits: int, group: int) -> Rounded:
+def linears_of(block: Block) -> Iterator[tuple[nn.Module, str, Linear]]:
+    """Yield a block's linear layers as `linears` does."""
+    for parent in (block.attention, block.mlp):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Linear):
+                yield parent, name, child
+
+
+def round_to_nearest(
+    weight: Float[Tensor, "N K"],
+    bits: int,
+    group: int,
+    importance: Float[Tensor, " K"] | None = None,
+) -> Rounded:
     """Round each group of a row's weights to the multiples of a scale.
 
     At 4 bits, of some scales that cut off the largest weights and of that which does not, the one
-    with the smallest squared error is taken.
+    with the smallest squared error is taken, in which columns count by their importance.
     """
     largest = LARGEST[bits]
-    groups = _in_groups(weight, group)  # [N, groups, group]
+    groups = in_groups(weight, group)  # [N, groups, group]
+    counts = 1.0 if importance is None else in_groups(importance[None], group)
     widest = groups.abs().amax(-1) / largest  # [N, groups]
     best = torch.full_like(widest, torch.inf)
     scales = torch.ones_like(widest, dtype=torch.float16)
     for shrink in _SHRINKS[bits]:
         candidate = storable(widest * shrink)
         error = (groups - nearest(groups, candidate, bits) * candidate[..., None].float()).square()
-        total = error.sum(-1)
+        total = (error * counts).sum(-1)
         scales = torch.where(total < best, candidate, scales)
         best = torch.minimum(total, best)
     return nearest(groups, scales, bits).flatten(1).to(torch.int8), scales
@@ -117,7 +133,8 @@ def storable(scales: Float[Tensor, "*n"]) -> Float16[Tensor, "*n"]:
     return torch.where(stored == 0, torch.finfo(torch.float16).smallest_normal, stored)
 
 
-def _in_groups(weight: Float[Tensor, "N K"], group: int) -> Float[Tensor, "N groups group"]:
+def in_groups(weight: Float[Tensor, "N K"], group: int) -> Float[Tensor, "N groups group"]:
+    """Cut the rows into groups, padded with zeros to whole blocks."""
     rows, width = weight.shape
     whole = weight.new_zeros(rows, padded(width), dtype=torch.float32)
     whole[:, :width] = weight

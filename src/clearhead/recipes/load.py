@@ -27,14 +27,18 @@ def load(
         which: Which of a run's checkpoints.
         device: Where the weights go; auto is the fastest device there is.
         dtype: What the weights become; as saved by default.
-        merged: Whether an adapter goes into the weights, for who looks at those.
+        merged: Whether an adapter goes into the weights, for who looks at those; quantised ones
+            are refused then.
 
     Raises:
         ClearheadError: There is none, or it is damaged; the message names the file.
     """
     folder = checkpoint.resolve(Path(path), which)
-    read = load_adapter if checkpoint.is_adapter(folder) else checkpoint.load
-    model, tokenizer = read(folder, device=resolve_device(device), dtype=dtype)
+    where = resolve_device(device)
+    if checkpoint.is_adapter(folder):
+        model, tokenizer = load_adapter(folder, device=where, dtype=dtype)
+    else:
+        model, tokenizer = checkpoint.load(folder, device=where, dtype=dtype, quantized=not merged)
     if merged:
         merge_lora(model)
     return model, tokenizer

@@ -23,6 +23,7 @@ from clearhead.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, save
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+QUANTIZED = "quantization_config"
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _INDEX = "model.safetensors.index.json"
@@ -129,6 +130,10 @@ def config_from_json(values: Mapping[str, Any], where: str) -> GPTConfig:
     Raises:
         ClearheadError: It describes another architecture than ours, or makes no sense.
     """
+    if QUANTIZED in values:
+        raise ClearheadError(
+            f"{where}: its weights are quantised; give the checkpoint that it was made from"
+        )
     for key, allowed in _FIXED.items():
         value = values.get(key, None if key == "model_type" else allowed[0])
         if value not in allowed:
