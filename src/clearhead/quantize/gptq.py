@@ -59,6 +59,8 @@ def quantize_calibrated(
     last = torch.zeros(model.config.d_model, model.config.d_model)
     for ids in texts:
         last += _square(model.hidden(ids))
+    if model.config.tied_head:  # the rows are read as embeddings too, each of their numbers alike
+        last.diagonal().add_(last.diagonal().mean())
     swap_head(model, bits, lambda weight: gptq(weight, last, bits, group))
     streams = [_embed(model, ids) for ids in texts]
     for number, block in enumerate(cast("list[Block]", model.blocks), start=1):

@@ -26,7 +26,7 @@ CERTIFICATE = "certificate"
 COSTS = {8: 0.001, 4: 0.03}
 """By how much perplexity may grow, by the number of bits."""
 _LONGEST = 512  # tokens of a text; a longer context is cut into several
-_CALIBRATION, _MEASURED = 16_384, 32_768
+_CALIBRATION, _MEASURED = 16_384, 16_384
 Stage = Callable[[str], None]
 
 
@@ -285,4 +285,4 @@ def _texts(
             f"{source} has {rows.numel()} tokens, too few to calibrate on some and measure on "
             "others; give another text with --text"
         )
-    return list(torch.split(wanted, max(1, 2048 // length)))
+    return list(torch.split(wanted, max(1, _LONGEST // length)))
