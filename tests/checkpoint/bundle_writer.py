@@ -14,7 +14,17 @@ from clearhead.checkpoint.formats.source import ModelSource, parts
 from clearhead.checkpoint.tensors import Entry
 from clearhead.model import GPT
 
-NUMBERS = {"F32": 1, "F64": 2, "I32": 3, "U8": 4, "I64": 9, "BOOL": 10, "BF16": 14, "F16": 19}
+NUMBERS = {
+    "F32": 1,
+    "F64": 2,
+    "I32": 3,
+    "U8": 4,
+    "I8": 6,
+    "I64": 9,
+    "BOOL": 10,
+    "BF16": 14,
+    "F16": 19,
+}
 RESTART_EVERY = 16
 
 

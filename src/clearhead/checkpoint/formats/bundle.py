@@ -25,7 +25,17 @@ MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER = 48
 _TRAILER = 5  # after each block: one byte of compression, four of checksum
 _CRC_MASK = 0xA282EAD8
-_NUMBERS = {1: "F32", 2: "F64", 3: "I32", 4: "U8", 9: "I64", 10: "BOOL", 14: "BF16", 19: "F16"}
+_NUMBERS = {
+    1: "F32",
+    2: "F64",
+    3: "I32",
+    4: "U8",
+    6: "I8",
+    9: "I64",
+    10: "BOOL",
+    14: "BF16",
+    19: "F16",
+}
 # Far beyond any GPT; an index that goes further would only use up memory.
 _MOST_BYTES = 16 * 2**20
 _MOST_TENSORS = 100_000
