@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 
@@ -24,7 +23,7 @@ from clearhead.engine.speculative import (
 from clearhead.engine.text import GeneratedToken, Text, WhenFull
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, KVCache
-from clearhead.native import accelerate
+from clearhead.native import Backend
 
 
 class Engine:
@@ -54,7 +53,7 @@ class Engine:
         """Make an engine for a model whose weights no longer change.
 
         Args:
-            model: Its training mode is set aside during each step only.
+            model: Its training mode is set aside while it computes.
             slots: How many texts may be in the batch; others wait.
             capacity: The most tokens a text may reach; the model's context by default.
             draft: A smaller model, in evaluation mode, that guesses what the model will write: the
@@ -70,17 +69,16 @@ class Engine:
             check_draft(draft, model)
         if slots < 1:
             raise ClearheadError(f"slots is {slots}; it must be at least 1")
-        found = accelerate(model)
-        self.backend, self.why = found.name, found.why
+        self._reader = Backend(model)
+        self.backend, self.why = self._reader.name, self._reader.why
         self.n_read = 0
-        self._model, self._modules = found.model, list(found.model.modules())
         dtype, device = model.position_embedding.weight.dtype, model.device
         with torch.inference_mode():
             self._cache = KVCache(
                 model.config, slots, capacity=capacity, dtype=dtype, device=device
             )
         self._config = replace(model.config, context_length=self._cache.capacity)
-        self._draft = accelerate(draft).model if draft is not None else None
+        self._draft = Backend(draft) if draft is not None else None
         self._slots = Slots(slots)
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []
@@ -196,18 +194,17 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> list[GeneratedToken]:
         self._leave()
-        with _evaluating(self._modules):
-            decoded = [text for text in self._running if not text.begins]
-            if len(self._running) == len(decoded) == 1 and (guessed := self._guess(decoded[0])):
-                return self._verify(decoded[0], guessed)
-            logits = [self._decode(decoded)] if decoded else []
-            begun = [text for text in self._running if text.begins]
-            logits += [self._begin(text) for text in begun]
-            while self._waiting and self._slots.any_free():
-                text = self._waiting.popleft()
-                if not text.ended:
-                    begun.append(text)
-                    logits.append(self._begin(text))
+        decoded = [text for text in self._running if not text.begins]
+        if len(self._running) == len(decoded) == 1 and (guessed := self._guess(decoded[0])):
+            return self._verify(decoded[0], guessed)
+        logits = [self._decode(decoded)] if decoded else []
+        begun = [text for text in self._running if text.begins]
+        logits += [self._begin(text) for text in begun]
+        while self._waiting and self._slots.any_free():
+            text = self._waiting.popleft()
+            if not text.ended:
+                begun.append(text)
+                logits.append(self._begin(text))
         if not logits:
             return []
         self._running = decoded + begun
@@ -220,8 +217,8 @@ class Engine:
         slots = [text.slot for text in texts if text.slot is not None]
         if slots != self._at[0]:
             self._at = (slots, self._cache.at(slots))
-        ids = torch.tensor([text.unread for text in texts], device=self._model.device)  # [B, 1]
-        logits = self._model.head(self._model.hidden(ids, self._at[1])[:, 0])  # [B, V]
+        ids = torch.tensor([text.unread for text in texts])  # [B, 1]
+        logits = self._reader.read(ids, self._at[1])  # [B, V]
         for text in texts:
             text.was_read(1)
         self.n_read += len(texts)
@@ -240,8 +237,8 @@ class Engine:
         """Read a text's last token and a guess; choose what follows as far as the guess holds."""
         assert text.slot is not None
         assert text.speculation is not None
-        ids = torch.tensor([[*text.unread, *guessed]], device=self._model.device)
-        logits = self._model.head(self._model.hidden(ids, self._cache.at([text.slot]))[0])
+        ids = torch.tensor([[*text.unread, *guessed]])  # [1, T]
+        logits = self._reader.read(ids, self._cache.at([text.slot]), all_logits=True)[0]  # [T, V]
         self.n_read += len(guessed) + 1
         found: list[GeneratedToken] = []
         for row in range(len(guessed) + 1):
@@ -264,10 +261,7 @@ class Engine:
         held, logits = self._slots.held[text.slot], self._slots.held[source].logits
         cache = self._cache.at([text.slot])
         for start in range(shared, len(prompt), CHUNK):
-            piece = torch.tensor([prompt[start : start + CHUNK]], device=self._model.device)
-            hidden = self._model.hidden(piece, cache)  # [1, T, D]
-            if start + CHUNK >= len(prompt):
-                logits = self._model.head(hidden[:, -1])  # [1, V]
+            logits = self._reader.read(torch.tensor([prompt[start : start + CHUNK]]), cache)
         assert logits is not None
         held.prompt, held.logits = prompt, logits
         text.n_shared = text.n_shared or shared
@@ -313,16 +307,3 @@ class Engine:
             text.cancelled = True
         self._waiting.clear()
         self._leave()
-
-
-@contextmanager
-def _evaluating(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Switch dropout off, and each module that was training back on afterwards."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

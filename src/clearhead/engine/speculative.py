@@ -19,7 +19,7 @@ from clearhead.engine.sampling import choose
 from clearhead.engine.slots import CHUNK
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, KVCache
-from clearhead.native import FEW
+from clearhead.native import FEW, Backend
 
 LONGEST = FEW - 1
 """The most tokens guessed at once: with the certain one, what the native kernels take."""
@@ -84,9 +84,9 @@ def _repeated(ids: Sequence[int], n: int) -> list[int]:
 class Draft:
     """Guesses what a smaller model would write, with the same numbers from the text's generator."""
 
-    def __init__(self, model: GPT, capacity: int) -> None:
+    def __init__(self, reader: Backend, capacity: int) -> None:
         """Guess for one text of at most `capacity` tokens."""
-        self._model = model
+        self._reader, model = reader, reader.model
         self._cache = KVCache(
             model.config,
             1,
@@ -124,10 +124,9 @@ class Draft:
             alike -= 1
         self._cache.truncate(0, alike)
         for start in range(alike, len(ids), CHUNK):
-            piece = torch.tensor([ids[start : start + CHUNK]], device=self._model.device)
-            hidden = self._model.hidden(piece, self._cache)  # [1, T, D]
+            logits = self._reader.read(torch.tensor([ids[start : start + CHUNK]]), self._cache)
         self._read = ids
-        return self._model.head(hidden[:, -1])
+        return logits
 
 
 def check_draft(draft: GPT, model: GPT) -> None:

@@ -1,5 +1,5 @@
-"""Native kernels: the decoder block for a few tokens at the speed of the CPU's memory."""
+"""Native kernels: a model's next tokens at the speed of the CPU's memory."""
 
-from clearhead.native.decode import FEW, Backend, accelerate
+from clearhead.native.decode import FEW, Backend
 
-__all__ = ["FEW", "Backend", "accelerate"]
+__all__ = ["FEW", "Backend"]

@@ -1,4 +1,4 @@
-// One decoder block for a few tokens: what a CPU does between two tokens of a generated text.
+// A GPT-2 on a CPU, from token ids to logits: what a processor does between two tokens of a text.
 //
 // A token's result depends on that token and its past alone, bit for bit: each output is summed in
 // one order, however many tokens are computed at once and whichever thread does it.
@@ -15,10 +15,13 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define RELAX() _mm_pause()
+#define IN_REGISTER(v) __asm__("" : "+x"(v))  // and not loaded anew by each instruction that reads it
 #elif defined(__aarch64__)
 #define RELAX() __asm__ volatile("yield")
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
 #else
 #define RELAX() ((void)0)
+#define IN_REGISTER(v) ((void)0)
 #endif
 
 #if defined(__AVX512F__)
@@ -36,7 +39,11 @@ typedef float vec_at __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * W)));
 typedef uint32_t uvec __attribute__((vector_size(4 * W)));
 typedef uint16_t u16_at __attribute__((vector_size(2 * W), aligned(2), may_alias));
-typedef int8_t i8_at __attribute__((vector_size(W), aligned(1), may_alias));
+typedef _Float16 f16_at __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef int16_t svec __attribute__((vector_size(4 * W)));
+typedef int16_t svec_at __attribute__((vector_size(4 * W), aligned(2), may_alias));
+typedef int16_t half_svec __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef int8_t i8_at __attribute__((vector_size(2 * W), aligned(1), may_alias));
 
 // ---- Threads ------------------------------------------------------------------------------------
 // They are kept, and look for work for a moment before they sleep. A thread that comes late is not
@@ -118,16 +125,40 @@ INLINE uvec widen(const uint16_t *p) {
 #endif
 }
 
-// Numbers in memory are fp32 (float), bf16 (uint16_t) or whole (int8_t).
+// Numbers in memory are fp32 (float), bf16 (uint16_t) or fp16.
 INLINE vec load(const float *p) { return *(const vec_at *)p; }
 INLINE vec load(const uint16_t *p) { return (vec)(widen(p) << 16); }
-INLINE vec load(const int8_t *p) {
+INLINE vec load(const _Float16 *p) {
 #if defined(__AVX512F__)
-    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #elif defined(__AVX2__)
-    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
-    return __builtin_convertvector(__builtin_convertvector(*(const i8_at *)p, ivec), vec);
+    return __builtin_convertvector(*(const f16_at *)p, vec);
+#endif
+}
+
+// 2 W whole numbers.
+INLINE svec load(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (svec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    return (svec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+#else
+    return __builtin_convertvector(*(const i8_at *)p, svec);
+#endif
+}
+
+// Products of 2 W whole numbers, two of them added in each lane.
+INLINE ivec pairs(svec a, svec b) {
+#if defined(__AVX512F__)
+    return (ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    const half_svec *x = (const half_svec *)&a, *y = (const half_svec *)&b;
+    return __builtin_convertvector(x[0], ivec) * __builtin_convertvector(y[0], ivec) +
+           __builtin_convertvector(x[1], ivec) * __builtin_convertvector(y[1], ivec);
 #endif
 }
 
@@ -225,182 +256,241 @@ static void gelu(float *x, long n, bool exactly) {
 
 // ---- Products -----------------------------------------------------------------------------------
 
-enum Kind { F32, BF16, I8, I4 };
+enum Kind { F32, BF16, I8, I4, I16 };
 
 struct Matrix {
     const void *weights;     // row by row; rows of I8 and I4 are padded to whole blocks with zeros
-    const _Float16 *scales;  // of I8 and I4: one for each `group` weights of a row
+    const _Float16 *scales;  // of I8 and I4: one for each `group` weights of a row; then 16 unused
     const float *bias;
     int32_t rows, columns, kind, group;
 };
 
 struct Product {
     const Matrix &m;
-    const char *x;  // activations, as `pack` leaves them
-    float *y;       // [n, rows]
-    int n, n_threads;
-    bool add, gelu, exact_gelu;
+    float *y;  // [n, rows]
+    int n;
+    bool add = false, gelu = false, exact_gelu = false;
+    const char *x = nullptr;  // activations, as `pack` leaves them
+    int n_threads = 1;
 };
 
-constexpr int BLOCK = 128;
-constexpr long AHEAD = 6144;  // bytes: what memory sends a core while it waits for the first of them
+constexpr int BLOCK = 128, CHUNK = 512;
+constexpr long AHEAD = 4096;          // bytes: what memory sends a core while it waits for the first
+constexpr long NEAR = 192 * 1024;     // bytes of activations that stay in a core's cache
 constexpr long padded(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
 #if defined(__AVX512BF16__)
-constexpr bool takes_bf16(int kind) { return kind == BF16 || kind == I4; }
+constexpr bool HAS_BF16 = true;
 #else
-constexpr bool takes_bf16(int) { return false; }
+constexpr bool HAS_BF16 = false;
 #endif
 
-// Pads activations to whole blocks with zeros, and rounds them where the machine multiplies bf16.
+// What several tokens meet weights as: those of few bits are widened once for all of them.
+constexpr int widened(int kind) { return kind >= I8 ? I16 : kind == BF16 && !HAS_BF16 ? F32 : kind; }
+
+constexpr long row_bytes(int kind, long columns) {
+    constexpr int bits[] = {32, 16, 8, 4, 16};
+    return (kind < I8 ? columns : padded(columns)) * bits[kind] / 8;
+}
+
+// A block of I4 is 32 words; nibble j of word l is weight 32 j + l, plus 8.
+template <int kind> INLINE void unpack(const char *from, svec *to) {
+    constexpr int STEPS = 16 / W;
+    for (int i = 0; i < STEPS; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            if constexpr (kind == I4)  // as two's complement, shifted up and down again
+                to[j * STEPS + i] = (((const svec_at *)from)[i] ^ (int16_t)0x8888) << (12 - 4 * j) >> 12;
+            else to[j * STEPS + i] = load((const int8_t *)from + 2 * W * (j * STEPS + i));
+}
+
+template <int kind> INLINE void widen_row(const char *from, char *to, long columns, long ahead) {
+    if constexpr (kind == BF16) return convert((const uint16_t *)from, (float *)to, columns);
+    constexpr long bytes = row_bytes(kind, BLOCK);
+    for (long k = 0; k < padded(columns); k += BLOCK, from += bytes, to += 2 * BLOCK) {
+        svec weights[64 / W];
+        for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + ahead + i);
+        unpack<kind>(from, weights);
+        for (int i = 0; i < 64 / W; i++) ((svec_at *)to)[i] = weights[i];
+    }
+}
+
+// Rounds a block of n activations to 16 bits, as fractions of the largest; returns the scale. What
+// is not finite makes that NaN, and the products too.
+static float round_block(const float *x, long n, int16_t *to) {
+    vec highest = {}, unsound = {};
+    lanes(n, [&](long i, int count) {
+        vec v = load(x + i, count), size = v < 0 ? -v : v;
+        highest = size > highest ? size : highest, unsound += v * 0.0f;
+    });
+    for (int i = 1; i < W; i++) highest[0] = highest[i] > highest[0] ? highest[i] : highest[0];
+    float most = highest[0] > 1e-30f ? highest[0] : 0.0f, inverse = most ? 32767 / most : 0.0f;
+    for (long i = 0; i < BLOCK; i += W) {
+        vec v = i < n ? load(x + i, n - i < W ? n - i : W) : vec{};
+        *(half_svec *)(to + i) = __builtin_convertvector((ivec)(v * inverse + 12582912.0f), half_svec);
+    }
+    return most / 32767 + sum(unsound);
+}
+
+// Lays n tokens' activations out in blocks, padded with zeros: rounded to bf16 where the machine
+// multiplies it, and to 16 bits for whole weights; then the scales of the groups follow a token's.
 static void pack(const float *x, int n, const Matrix &m, float *packed) {
     long width = padded(m.columns), rest = width - m.columns;
-    for (int token = 0; token < n; token++, x += m.columns) {
-        float *whole = packed + token * width;
-        uint16_t *half = (uint16_t *)packed + token * width;
-        if (takes_bf16(m.kind)) convert(x, half, m.columns), memset(half + m.columns, 0, 2 * rest);
-        else memcpy(whole, x, 4 * m.columns), memset(whole + m.columns, 0, 4 * rest);
+    for (int token = 0; token < n; token++, x += m.columns, packed += width) {
+        uint16_t *half = (uint16_t *)packed;
+        float *scales = packed + width / 2;
+        if (m.kind >= I8)
+            for (long k = 0; k < width; k += BLOCK) {
+                long count = m.columns - k < BLOCK ? m.columns - k : BLOCK;
+                float scale = round_block(x + k, count, (int16_t *)half + k);
+                for (int i = 0; i < BLOCK; i += m.group) *scales++ = scale;
+            }
+        else if (m.kind == BF16 && HAS_BF16)
+            convert(x, half, m.columns), memset(half + m.columns, 0, 2 * rest);
+        else memcpy(packed, x, 4 * m.columns), memset(packed + m.columns, 0, 4 * rest);
     }
 }
 
 // The sums of R rows of weights with T tokens.
 template <int kind, int R, int T> struct Tile {
-    vec sums[R][T] = {};
+    static constexpr int AT_ONCE = T == 1 ? 1 : R;  // rows; one alone is read as memory lies
+    const Matrix &m;
     const char *rows[R], *tokens[T];
-    long ahead;  // bytes from a row to the one that a later tile reads in its place
+    long row, ahead;  // ahead: bytes to what a later tile reads
+    vec sums[R][T] = {};
 
     INLINE_MEMBER void add(int r, vec weights, long k) {
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) sums[r][t] += weights * load((const float *)tokens[t] + k);
     }
 
-#if defined(__AVX512BF16__)
-    INLINE_MEMBER __m512 pairs(__m512 sum, __m512i weights, int t, long k) {
-        const __m512i x = _mm512_loadu_si512(tokens[t] + 2 * k);
-        return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
-    }
-#endif
-
     // Calls `take` for each `step` weights of each row. What remains at a row's end is copied, so
     // that nothing behind the matrix is read.
-    template <class Number, int step, class Take> INLINE_MEMBER void each(long columns, Take take) {
+    template <class Number, int step, class Take> INLINE_MEMBER void each(Take take) {
         long k = 0;
-        for (; k + step <= columns; k += step)
+        for (; k + step <= m.columns; k += step)
             for (int r = 0; r < R; r++) {
-                __builtin_prefetch(rows[r] + ahead + k * sizeof(Number));
+                if (T == 1) __builtin_prefetch(rows[r] + ahead + k * sizeof(Number));
                 take(r, (const Number *)rows[r] + k, k);
             }
-        for (int r = 0; r < R && k < columns; r++) {
+        for (int r = 0; r < R && k < m.columns; r++) {
             Number last[step] = {};
-            memcpy(last, (const Number *)rows[r] + k, (columns - k) * sizeof(Number));
+            memcpy(last, (const Number *)rows[r] + k, (m.columns - k) * sizeof(Number));
             take(r, last, k);
         }
     }
 
-    // Calls `take` for each block of weights, with a scale for each 32 of them.
-    template <class Take> INLINE_MEMBER void blocks(const Matrix &m, long row, Take take) {
-        long width = padded(m.columns), groups = width / m.group;
-        int shift = m.group == 32 ? 0 : m.group == 64 ? 1 : 2;
-        for (long k = 0; k < width; k += 512) {
-            float scales[R][16];
-            int n = width - k < 512 ? width - k : 512;
-            for (int r = 0; r < R; r++) {
-                const _Float16 *from = m.scales + (row + r) * groups + (k / 32 >> shift);
-#if defined(__AVX512F__)
-                const __m512i lane = (__m512i)(ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-                __m256i some = _mm256_maskz_loadu_epi16((1u << (n / 32 >> shift)) - 1, from);
-                store(scales[r], (vec)_mm512_permutexvar_ps(
-                                     _mm512_srli_epi32(lane, shift), _mm512_cvtph_ps(some)));
-#else
-                for (int i = 0; i < n / 32; i++) scales[r][i] = (float)from[i >> shift];
-#endif
-            }
-            for (int i = 0; i < n; i += BLOCK)
+    // Adds the products of whole weights from k on, a block, with their groups' factors.
+    INLINE_MEMBER void add_block(int first, long k, const float (*factors)[T][CHUNK / 32], int shift) {
+        constexpr int STEPS = 16 / W;
+        svec unpacked[64 / W];
+        if constexpr (kind != I16) {
+            const char *from = rows[first] + k * (kind == I8 ? 2 : 1) / 2;
+            unpack<kind>(from, unpacked);
+            __builtin_prefetch(from + ahead);
+            if (kind == I8) __builtin_prefetch(from + ahead + 64);
+        }
+        ivec whole[AT_ONCE][T] = {};
+#pragma GCC unroll 16
+        for (int step = 0; step < 64 / W; step++) {
+            long at = 2 * (k + 2 * W * step);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; r++) take(r, k + i, scales[r] + i / 32);
+            for (int r = 0; r < AT_ONCE; r++) {
+                svec weights = kind == I16 ? *(const svec_at *)(rows[first + r] + at) : unpacked[step];
+                if (T > 1) IN_REGISTER(weights);
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++)
+                    whole[r][t] += pairs(weights, *(const svec_at *)(tokens[t] + at));
+            }
+            int slices = (step + 1) / STEPS;
+            if ((step + 1) % STEPS || slices & ((1 << shift) - 1)) continue;
+#pragma GCC unroll 16
+            for (int i = 0; i < AT_ONCE * T; i++) {
+                ivec &sum = whole[i / T][i % T];
+                float factor = factors[i / T][i % T][(slices >> shift) - 1];
+                sums[first + i / T][i % T] += factor * __builtin_convertvector(sum, vec);
+                sum = ivec{};
+            }
         }
     }
 
-    INLINE_MEMBER void run(const Matrix &m, [[maybe_unused]] long row) {
+    INLINE_MEMBER void run_whole() {
+        long width = padded(m.columns), groups = width / m.group;
+        int shift = m.group == 32 ? 0 : m.group == 64 ? 1 : 2;
+#pragma GCC unroll 1
+        for (int first = 0; first < R; first += AT_ONCE)
+            for (long k = 0; k < width; k += CHUNK) {
+                float factors[AT_ONCE][T][CHUNK / 32];
+                long count = width - k < CHUNK ? width - k : CHUNK, group = k / 32 >> shift;
+                for (int r = 0; r < AT_ONCE; r++)
+                    for (long i = 0; i < count / 32 >> shift; i += W) {
+                        vec scales = load(m.scales + (row + first + r) * groups + group + i);
+                        for (int t = 0; t < T; t++)
+                            store(factors[r][t] + i,
+                                  scales * load((const float *)(tokens[t] + 2 * width) + group + i));
+                    }
+                for (long i = 0; i < count; i += BLOCK)
+                    add_block(first, k + i,
+                              (const float (*)[T][CHUNK / 32])(factors[0][0] + (i / 32 >> shift)), shift);
+            }
+    }
+
+    INLINE_MEMBER void run() {
         if constexpr (kind == F32) {
-            each<float, W>(m.columns, [&](int r, const float *w, long k) { add(r, load(w), k); });
+            each<float, W>([&](int r, const float *w, long k) { add(r, load(w), k); });
         } else if constexpr (kind == BF16) {
 #if defined(__AVX512BF16__)
-            each<uint16_t, 2 * W>(m.columns, [&](int r, const uint16_t *w, long k) {
-                const __m512i weights = _mm512_loadu_si512(w);
+            each<uint16_t, 2 * W>([&](int r, const uint16_t *w, long k) {
                 for (int t = 0; t < T; t++)
-                    sums[r][t] = (vec)pairs((__m512)sums[r][t], weights, t, k);
+                    sums[r][t] = (vec)_mm512_dpbf16_ps((__m512)sums[r][t],
+                                                       (__m512bh)_mm512_loadu_si512(w),
+                                                       (__m512bh)_mm512_loadu_si512(tokens[t] + 2 * k));
             });
 #else
-            each<uint16_t, W>(m.columns, [&](int r, const uint16_t *w, long k) { add(r, load(w), k); });
+            each<uint16_t, W>([&](int r, const uint16_t *w, long k) { add(r, load(w), k); });
 #endif
-        } else if constexpr (kind == I8) {
-            blocks(m, row, [&](int r, long k, const float *scale) {
-                const int8_t *w = (const int8_t *)rows[r] + k;
-                __builtin_prefetch(w + ahead), __builtin_prefetch(w + ahead + 64);
-                for (int i = 0; i < BLOCK; i += W) add(r, load(w + i) * scale[i / 32], k + i);
-            });
-        } else {  // a block of I4 is 32 words; nibble j of word l is weight 32 j + l, plus 8
-            blocks(m, row, [&](int r, long k, const float *scale) {
-                const uint16_t *w = (const uint16_t *)(rows[r] + k / 2);
-                __builtin_prefetch((const char *)w + ahead);
-#if defined(__AVX512BF16__)
-                // bf16 of -8 to 7, for the lowest nibble of a word; the bit above it changes nothing
-                static const uint16_t values[32] = {
-                    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-                    0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-                    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-                    0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
-                const __m512i table = _mm512_loadu_si512(values);
-                __m512i words = _mm512_loadu_si512(w);
-                __m512 part[T] = {};
-                for (int j = 0; j < 4; j++, words = _mm512_srli_epi16(words, 4)) {
-                    const __m512i weights = _mm512_permutexvar_epi16(words, table);
-                    for (int t = 0; t < T; t++) {
-                        part[t] = pairs(part[t], weights, t, k + 32 * j);
-                        if (j % 2 || m.group == 32)
-                            sums[r][t] += scale[j] * (vec)part[t], part[t] = __m512{};
-                    }
-                }
-#else
-                for (int j = 0; j < 4; j++)
-                    for (int l = 0; l < 32; l += W) {
-                        ivec nibbles = (ivec)(widen(w + l) >> (4 * j) & 15) - 8;
-                        add(r, __builtin_convertvector(nibbles, vec) * scale[j], k + 32 * j + l);
-                    }
-#endif
-            });
+        } else {
+            run_whole();
         }
     }
 };
 
-template <int kind, int R, int T> static void multiply_tile(const Product &p, int row, int token) {
-    const Matrix &m = p.m;
-    constexpr int bits[] = {32, 16, 8, 4}, at_once = R * T < W ? R * T : W;
-    long width = padded(m.columns), row_bytes = (kind < I8 ? m.columns : width) * bits[kind] / 8;
-    Tile<kind, R, T> tile;
-    tile.ahead = (AHEAD / (R * row_bytes) + 1) * R * row_bytes;
-    for (int r = 0; r < R; r++) tile.rows[r] = (const char *)m.weights + (row + r) * row_bytes;
-    for (int t = 0; t < T; t++)
-        tile.tokens[t] = p.x + (token + t) * width * (takes_bf16(kind) ? 2 : 4);
-    tile.run(m, row);
+template <int kind, int R, int T>
+static void multiply_tile(const Product &p, const char *weights, long ahead, int row, int token) {
+    constexpr int even = R * T & -(R * T), at_once = even < W ? even : W;
+    Tile<kind, R, T> tile{.m = p.m, .row = row, .ahead = ahead};
+    for (int r = 0; r < R; r++) tile.rows[r] = weights + r * row_bytes(kind, p.m.columns);
+    for (int t = 0; t < T; t++) tile.tokens[t] = p.x + (token + t) * padded(p.m.columns) * 4;
+    tile.run();
     for (int i = 0; i < R * T; i += at_once) {
         float found[W];
         store(found, sums_of<at_once>(tile.sums[0] + i));
 #pragma GCC unroll 16
         for (int j = i; j < i + at_once; j++) {
             long to = row + j / T;
-            float *y = p.y + (long)(token + j % T) * m.rows + to;
-            *y = found[lane_of(j - i)] + (m.bias ? m.bias[to] : 0.0f) + (p.add ? *y : 0.0f);
+            float *y = p.y + (long)(token + j % T) * p.m.rows + to;
+            *y = found[lane_of(j - i)] + (p.m.bias ? p.m.bias[to] : 0.0f) + (p.add ? *y : 0.0f);
         }
     }
 }
 
-template <int kind, int R> static void multiply_rows(const Product &p, int row) {
-    int token = 0;
-    for (; token + 4 <= p.n; token += 4) multiply_tile<kind, R, 4>(p, row, token);
-    for (; token + 2 <= p.n; token += 2) multiply_tile<kind, R, 2>(p, row, token);
-    if (token < p.n) multiply_tile<kind, R, 1>(p, row, token);
+// Computes R rows for the tokens up to `end`.
+template <int kind, int R> static void multiply_rows(const Product &p, int row, int token, int end) {
+    constexpr int wide = widened(kind), MOST = W != 8 ? 4 : wide == I16 ? 2 : 3;
+    long columns = p.m.columns, bytes = row_bytes(kind, columns);
+    const char *weights = (const char *)p.m.weights + row * bytes;
+    long ahead = (AHEAD / (R * bytes) + 1) * R * bytes;
+    if (end - token == 1) return multiply_tile<kind, R, 1>(p, weights, ahead, row, token);
+    if constexpr (wide != kind) {
+        long width = row_bytes(wide, columns);
+        char *room = (char *)__builtin_alloca_with_align(R * width, 8 * 64);
+        for (int r = 0; r < R; r++)
+            widen_row<kind>(weights + r * bytes, room + r * width, columns, ahead);
+        weights = room;
+    }
+    for (; token + MOST <= end; token += MOST) multiply_tile<wide, R, MOST>(p, weights, 0, row, token);
+    if (end - token >= 2) multiply_tile<wide, R, 2>(p, weights, 0, row, token), token += 2;
+    if (token < end) multiply_tile<wide, R, 1>(p, weights, 0, row, token);
 }
 
 // Rows are given out in pieces of a quarter, then an eighth of a thread's part, and so on: threads
@@ -417,9 +507,13 @@ static int first_row(const Product &p, int item) {
 
 template <int kind> static void multiply_chunk(const void *context, int item, int) {
     const Product &p = *(const Product *)context;
-    int first = first_row(p, item), row = first, end = first_row(p, item + 1);
-    for (; row + 4 <= end; row += 4) multiply_rows<kind, 4>(p, row);
-    for (; row < end; row++) multiply_rows<kind, 1>(p, row);
+    int first = first_row(p, item), end = first_row(p, item + 1);
+    int some = NEAR / (padded(p.m.columns) * (p.m.kind >= I8 ? 2 : 4)) / 12 * 12, most = some > 12 ? some : 12;
+    for (int token = 0; token < p.n; token += most) {
+        int last = token + most < p.n ? token + most : p.n, row = first;
+        for (; row + 4 <= end; row += 4) multiply_rows<kind, 4>(p, row, token, last);
+        for (; row < end; row++) multiply_rows<kind, 1>(p, row, token, last);
+    }
     for (int t = 0; t < p.n && p.gelu; t++)
         gelu(p.y + (long)t * p.m.rows + first, end - first, p.exact_gelu);
 }
@@ -434,7 +528,7 @@ static void multiply(const float *x, Product p, float *packed, int n_threads) {
     share(work[p.m.kind], &p, SIZES * n_threads, n_threads);
 }
 
-// ---- The block ----------------------------------------------------------------------------------
+// ---- The model ----------------------------------------------------------------------------------
 
 struct Norm {
     const float *weight, *bias;
@@ -444,14 +538,20 @@ struct Norm {
 struct Block {
     Matrix qkv, out_proj, up, down;
     Norm norm_1, norm_2;
-    int32_t n_heads, exact_gelu;
+};
+
+struct Model {
+    Matrix tokens, positions, head;
+    Norm norm;
+    const Block *blocks;
+    int32_t n_blocks, n_heads, exact_gelu;
 };
 
 struct Cache {
-    void *keys, *values;       // [S, H, C, K], of a layer
-    const int64_t *slots;      // [B], or null: row b is slot b
-    const int64_t *positions;  // [B, T]
-    int64_t capacity, slot_stride;
+    void *keys, *values;   // [L, S, H, C, K]
+    const int64_t *slots;  // [B], or null: row b is slot b
+    int64_t *lengths;      // [S]
+    int64_t capacity, slot_stride, layer_stride;
     int32_t bf16, tokens_per_row;
 };
 
@@ -459,15 +559,22 @@ struct Attention {
     const Cache &cache;
     const float *qkv;  // [n, 3, H, K]
     float *z;          // [n, H, K]
-    float *weights;    // [workers, C]
+    float *weights;    // [workers, TOGETHER, C]
+    long layer;
     int n_heads, head_dim;
 
-    template <class Number> Number *place(void *of, int token, int head, long position) const {
-        long row = token / cache.tokens_per_row, slot = cache.slots ? cache.slots[row] : row;
-        return (Number *)of + slot * cache.slot_stride +
-               (head * cache.capacity + position) * head_dim;
+    long slot(int row) const { return cache.slots ? cache.slots[row] : row; }
+    long position(int token) const {
+        return cache.lengths[slot(token / cache.tokens_per_row)] + token % cache.tokens_per_row;
+    }
+    template <class Number> Number *place(void *of, int token, int head, long at) const {
+        return (Number *)of + layer * cache.layer_stride +
+               slot(token / cache.tokens_per_row) * cache.slot_stride +
+               (head * cache.capacity + at) * head_dim;
     }
 };
+
+constexpr int TOGETHER = 4;  // tokens of a text that read keys and values together
 
 static void normalise(const Norm &norm, const float *x, float *y, int n, int width) {
     for (int token = 0; token < n; token++, x += width, y += width) {
@@ -487,104 +594,145 @@ static void normalise(const Norm &norm, const float *x, float *y, int n, int wid
     }
 }
 
-template <class Number> static void attend(const void *context, int item, int worker) {
-    const Attention &a = *(const Attention *)context;
-    int token = item / a.n_heads, head = item % a.n_heads, K = a.head_dim;
-    long width = (long)a.n_heads * K, count = a.cache.positions[token] + 1;
+// Lets T tokens that follow each other attend, by one head.
+template <class Number, int T> static void attend(const Attention &a, int token, int head, float *weights) {
+    const int K = a.head_dim;
+    const long width = (long)a.n_heads * K, first = a.position(token) + 1, most = first + T - 1;
+    const long stride = padded(a.cache.capacity);
     const Number *keys = a.place<Number>(a.cache.keys, token, head, 0);
     const Number *values = a.place<Number>(a.cache.values, token, head, 0);
-    const float *query = a.qkv + token * 3 * width + head * K;
-    float *z = a.z + token * width + head * K, *weights = a.weights + worker * padded(a.cache.capacity);
-    float scale = 1.0f / sqrtf((float)K);
-    vec highest = all(-INFINITY), total = {};
-    lanes(count, [&](long j, int n) {
-        vec scores[W] = {};
-        for (int i = 0; i < n; i++)
+    const float *query = a.qkv + token * 3 * width + head * K, scale = 1.0f / sqrtf((float)K);
+    float inverse[T];
+    lanes(most, [&](long j, int n) {
+        vec scores[T][W] = {};
+        for (int i = 0; i < n; i++) {
+            vec found[T] = {};
             lanes(K, [&](long k, int some) {
-                scores[lane_of(i)] += load(query + k, some) * load(keys + (j + i) * K + k, some);
+                vec key = load(keys + (j + i) * K + k, some);
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++) found[t] += load(query + 3 * width * t + k, some) * key;
             });
-        vec found = sums_of<W>(scores) * scale;
-        store(weights + j, found, n);
-        for (int i = n; i < W; i++) found[i] = -INFINITY;
-        highest = found > highest ? found : highest;
+            for (int t = 0; t < T; t++) scores[t][lane_of(i)] = found[t];
+        }
+        for (int t = 0; t < T; t++) store(weights + t * stride + j, sums_of<W>(scores[t]) * scale, n);
     });
-    for (int i = 1; i < W; i++) highest[0] = highest[i] > highest[0] ? highest[i] : highest[0];
-    lanes(count, [&](long j, int n) {
-        store(weights + j, exponential(load(weights + j, n) - highest[0]), n);
-        total += load(weights + j, n);
-    });
-    float inverse = 1.0f / sum(total);
+    for (int t = 0; t < T; t++) {
+        float *own = weights + t * stride;
+        vec highest = all(-INFINITY), total = {};
+        lanes(first + t, [&](long j, int n) {
+            vec found = load(own + j, n);
+            for (int i = n; i < W; i++) found[i] = -INFINITY;
+            highest = found > highest ? found : highest;
+        });
+        for (int i = 1; i < W; i++) highest[0] = highest[i] > highest[0] ? highest[i] : highest[0];
+        lanes(first + t, [&](long j, int n) {
+            store(own + j, exponential(load(own + j, n) - highest[0]), n);
+            total += load(own + j, n);
+        });
+        inverse[t] = 1.0f / sum(total);
+        for (long j = first + t; j < most; j++) own[j] = 0;
+    }
     lanes(K, [&](long k, int some) {
-        vec parts[4] = {};
+        vec parts[2][T] = {};  // of even and of odd positions
+        auto take = [&](long j, int part) {
+            vec value = load(values + j * K + k, some);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++) parts[part][t] += weights[t * stride + j] * value;
+        };
         long j = 0;
-        for (; j + 4 <= count; j += 4)
-            for (int i = 0; i < 4; i++)
-                parts[i] += weights[j + i] * load(values + (j + i) * K + k, some);
-        for (; j < count; j++) parts[0] += weights[j] * load(values + j * K + k, some);
-        store(z + k, (parts[0] + parts[1] + (parts[2] + parts[3])) * inverse, some);
+        for (; j + 2 <= most; j += 2) take(j, 0), take(j + 1, 1);
+        if (j < most) take(j, 0);
+        for (int t = 0; t < T; t++)
+            store(a.z + (token + t) * width + head * K + k, (parts[0][t] + parts[1][t]) * inverse[t], some);
     });
+}
+
+template <class Number> static void attend_some(const void *context, int item, int worker) {
+    const Attention &a = *(const Attention *)context;
+    int per_row = a.cache.tokens_per_row, groups = (per_row + TOGETHER - 1) / TOGETHER;
+    int head = item % a.n_heads, group = item / a.n_heads % groups, row = item / a.n_heads / groups;
+    int token = row * per_row + group * TOGETHER, end = (row + 1) * per_row;
+    float *weights = a.weights + worker * TOGETHER * padded(a.cache.capacity);
+    if (token + TOGETHER <= end) return attend<Number, TOGETHER>(a, token, head, weights);
+    for (; token < end; token++) attend<Number, 1>(a, token, head, weights);
 }
 
 template <class Number> static void write_cache(const Attention &a, int n) {
     long width = (long)a.n_heads * a.head_dim;
     for (int token = 0; token < n; token++)
         for (int head = 0; head < a.n_heads; head++) {
-            long position = a.cache.positions[token];
+            long position = a.position(token);
             const float *key = a.qkv + (token * 3 + 1) * width + head * a.head_dim;
             convert(key, a.place<Number>(a.cache.keys, token, head, position), a.head_dim);
             convert(key + width, a.place<Number>(a.cache.values, token, head, position), a.head_dim);
         }
 }
 
+// Adds a matrix's row to x.
+static void add_row(const Matrix &m, long row, float *x) {
+    const char *from = (const char *)m.weights + row * row_bytes(m.kind, m.columns);
+    if (m.kind < I8)
+        return lanes(m.columns, [&](long i, int n) {
+            vec found = m.kind == F32 ? load((const float *)from + i, n) : load((const uint16_t *)from + i, n);
+            store(x + i, load(x + i, n) + found, n);
+        });
+    const _Float16 *scales = m.scales + row * padded(m.columns) / m.group;
+    for (long k = 0; k < m.columns; k += BLOCK, from += row_bytes(m.kind, BLOCK)) {
+        int16_t values[BLOCK];
+        m.kind == I8 ? unpack<I8>(from, (svec *)values) : unpack<I4>(from, (svec *)values);
+        for (long i = 0; i < BLOCK && k + i < m.columns; i++)
+            x[k + i] += values[i] * (float)scales[(k + i) / m.group];
+    }
+}
+
 // ---- What Python calls --------------------------------------------------------------------------
 
-static void read(const void *from, int bf16, float *to, long n) {
-    bf16 ? convert((const uint16_t *)from, to, n) : convert((const float *)from, to, n);
+// How many floats of memory n tokens need on their way.
+extern "C" int64_t clearhead_scratch(const Model *model, int64_t capacity, int64_t n, int64_t n_threads) {
+    int64_t width = model->tokens.columns, widest = padded(4 * width);
+    return n * (3 * width + 2 * widest) + n_threads * TOGETHER * padded(capacity);
 }
 
-static void write(const float *from, int bf16, void *to, long n) {
-    bf16 ? convert(from, (uint16_t *)to, n) : convert(from, (float *)to, n);
-}
+enum Refusal { NONE, NO_ROOM, UNKNOWN_TOKEN };
 
-// How many floats of memory n tokens need on their way; `widest` is the widest layer's width.
-extern "C" int64_t clearhead_scratch(int64_t width, int64_t widest, int64_t capacity, int64_t n,
-                                     int64_t n_threads) {
-    return n * (3 * width + 2 * padded(widest)) + n_threads * padded(capacity);
-}
-
-extern "C" void clearhead_linear(const Matrix *m, const void *x, void *y, int bf16, int n,
-                                 float *scratch, int n_threads) {
-    float *in = scratch, *packed = in + (long)n * padded(m->columns), *out = packed + n * padded(m->columns);
-    read(x, bf16, in, (long)n * m->columns);
-    multiply(in, {.m = *m, .y = bf16 ? out : (float *)y, .n = n}, packed, n_threads);
-    if (bf16) write(out, bf16, y, (long)n * m->rows);
-}
-
-// The residual stream after n_blocks blocks, whose keys and values lie layer_stride bytes apart.
-extern "C" void clearhead_blocks(const Block *b, int n_blocks, const Cache *first, int64_t layer_stride,
-                                 const void *x, void *y, int bf16, int n, float *scratch,
-                                 int n_threads) {
-    Cache cache = *first;
-    int width = b->qkv.columns, widest = b->up.rows > 3 * width ? b->up.rows : 3 * width;
+// Reads n_rows texts' next tokens, and writes the logits of what follows: all of them, [n, V], or
+// each text's last, [B, V].
+extern "C" int clearhead_read(const Model *model, const Cache *cache, const int64_t *ids, int n_rows,
+                              float *logits, int all_logits, float *scratch, int n_threads) {
+    const int per_row = cache->tokens_per_row, n = n_rows * per_row, width = model->tokens.columns;
     float *stream = scratch, *normed = stream + (long)n * width, *z = normed + (long)n * width;
     float *wide = z + (long)n * width;  // queries, keys and values; then the MLP's inner activations
-    float *packed = wide + n * padded(widest), *weights = packed + n * padded(widest);
-    Attention a{cache, wide, z, weights, b->n_heads, width / b->n_heads};
-    read(x, bf16, stream, (long)n * width);
-    for (const Block *end = b + n_blocks; b < end; b++) {
-        normalise(b->norm_1, stream, normed, n, width);
-        multiply(normed, {.m = b->qkv, .y = wide, .n = n}, packed, n_threads);
-        cache.bf16 ? write_cache<uint16_t>(a, n) : write_cache<float>(a, n);
-        share(cache.bf16 ? attend<uint16_t> : attend<float>, &a, n * b->n_heads, n_threads);
-        multiply(z, {.m = b->out_proj, .y = stream, .n = n, .add = true}, packed, n_threads);
-        normalise(b->norm_2, stream, normed, n, width);
-        Product up{.m = b->up, .y = wide, .n = n, .gelu = true, .exact_gelu = !!b->exact_gelu};
-        multiply(normed, up, packed, n_threads);
-        multiply(wide, {.m = b->down, .y = stream, .n = n, .add = true}, packed, n_threads);
-        cache.keys = (char *)cache.keys + layer_stride;
-        cache.values = (char *)cache.values + layer_stride;
+    float *packed = wide + n * padded(4 * width), *weights = packed + n * padded(4 * width);
+    Attention a{*cache, wide, z, weights, 0, model->n_heads, width / model->n_heads};
+    for (int row = 0; row < n_rows; row++)
+        if (cache->lengths[a.slot(row)] + per_row > cache->capacity) return NO_ROOM;
+    for (int token = 0; token < n; token++)
+        if (ids[token] < 0 || ids[token] >= model->tokens.rows) return UNKNOWN_TOKEN;
+    memset(stream, 0, sizeof(float) * n * width);
+    for (int token = 0; token < n; token++) {
+        add_row(model->tokens, ids[token], stream + (long)token * width);
+        add_row(model->positions, a.position(token), stream + (long)token * width);
     }
-    write(stream, bf16, y, (long)n * width);
+    int items = n_rows * ((per_row + TOGETHER - 1) / TOGETHER) * model->n_heads;
+    for (; a.layer < model->n_blocks; a.layer++) {
+        const Block &b = model->blocks[a.layer];
+        normalise(b.norm_1, stream, normed, n, width);
+        multiply(normed, {.m = b.qkv, .y = wide, .n = n}, packed, n_threads);
+        cache->bf16 ? write_cache<uint16_t>(a, n) : write_cache<float>(a, n);
+        share(cache->bf16 ? attend_some<uint16_t> : attend_some<float>, &a, items, n_threads);
+        multiply(z, {.m = b.out_proj, .y = stream, .n = n, .add = true}, packed, n_threads);
+        normalise(b.norm_2, stream, normed, n, width);
+        Product up{.m = b.up, .y = wide, .n = n, .gelu = true, .exact_gelu = !!model->exact_gelu};
+        multiply(normed, up, packed, n_threads);
+        multiply(wide, {.m = b.down, .y = stream, .n = n, .add = true}, packed, n_threads);
+    }
+    for (int row = 0; row < n_rows && !all_logits; row++)
+        memcpy(stream + (long)row * width, stream + (long)((row + 1) * per_row - 1) * width, 4 * width);
+    int n_logits = all_logits ? n : n_rows;
+    normalise(model->norm, stream, normed, n_logits, width);
+    multiply(normed, {.m = model->head, .y = logits, .n = n_logits}, packed, n_threads);
+    for (int row = 0; row < n_rows; row++) cache->lengths[a.slot(row)] += per_row;
+    return NONE;
 }
 
 extern "C" int clearhead_runs_here() {
@@ -593,7 +741,8 @@ extern "C" int clearhead_runs_here() {
 #elif defined(__AVX512F__)
     return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
 #elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 #else
     return 1;
 #endif

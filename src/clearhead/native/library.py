@@ -7,6 +7,10 @@ from functools import cache
 from clearhead.native.build import path, variants
 
 
+NO_ROOM, UNKNOWN_TOKEN = 1, 2
+"""Why nothing was read: `Refusal` in kernels.cpp."""
+
+
 class Matrix(ctypes.Structure):
     """Where a linear layer's weights lie: `Matrix` in kernels.cpp."""
 
@@ -37,21 +41,35 @@ class Block(ctypes.Structure):
         ("down", Matrix),
         ("norm_1", Norm),
         ("norm_2", Norm),
+    )
+
+
+class Model(ctypes.Structure):
+    """A whole model: `Model` in kernels.cpp."""
+
+    _fields_ = (
+        ("tokens", Matrix),
+        ("positions", Matrix),
+        ("head", Matrix),
+        ("norm", Norm),
+        ("blocks", c_void_p),
+        ("n_blocks", c_int32),
         ("n_heads", c_int32),
         ("exact_gelu", c_int32),
     )
 
 
 class Cache(ctypes.Structure):
-    """A layer's keys and values, and the new tokens' places: `Cache` in kernels.cpp."""
+    """Keys and values, and how many tokens they are of: `Cache` in kernels.cpp."""
 
     _fields_ = (
         ("keys", c_void_p),
         ("values", c_void_p),
         ("slots", c_void_p),
-        ("positions", c_void_p),
+        ("lengths", c_void_p),
         ("capacity", c_int64),
         ("slot_stride", c_int64),
+        ("layer_stride", c_int64),
         ("bf16", c_int32),
         ("tokens_per_row", c_int32),
     )
@@ -70,16 +88,13 @@ class Library:
         library = ctypes.CDLL(str(path(variant)))
         self.runs_here = library.clearhead_runs_here
         self.scratch = library.clearhead_scratch
-        self.scratch.argtypes, self.scratch.restype = [c_int64] * 5, c_int64
-        self.linear = library.clearhead_linear
-        self.linear.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_int]
-        self.linear.restype = None
-        self.blocks = library.clearhead_blocks
-        self.blocks.argtypes = (
-            *(c_void_p, c_int, c_void_p, c_int64),
-            *(c_void_p, c_void_p, c_int, c_int, c_void_p, c_int),
+        self.scratch.argtypes = [c_void_p, c_int64, c_int64, c_int64]
+        self.scratch.restype = c_int64
+        self.read = library.clearhead_read
+        self.read.argtypes = (
+            *(c_void_p, c_void_p, c_void_p, c_int),
+            *(c_void_p, c_int, c_void_p, c_int),
         )
-        self.blocks.restype = None
 
 
 @cache
