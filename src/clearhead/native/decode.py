@@ -18,8 +18,8 @@ from clearhead.native import library as native
 from clearhead.quantize import QuantizedEmbedding, QuantizedLinear, is_quantized
 
 FEW = 16
-"""The most tokens of one text that the kernels take at once where torch is faster with more: fp32 and
-bf16 weights on processors with AVX-512, whose products of many rows oneDNN does better."""
+"""The most tokens of one text that the kernels take at once where torch is faster with more: fp32
+and bf16 weights on processors with AVX-512, where oneDNN multiplies many rows faster."""
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _QUANTIZED = {8: 2, 4: 3}

@@ -6,7 +6,6 @@ from functools import cache
 
 from clearhead.native.build import path, variants
 
-
 NO_ROOM, UNKNOWN_TOKEN = 1, 2
 """Why nothing was read: `Refusal` in kernels.cpp."""
 
