@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -125,16 +126,26 @@ def load(
             are quantised and must not be.
     """
     check_whole(folder)
-    if verify and checksums.is_sealed(folder):
-        checksums.verify(folder, CONFIG, WEIGHTS, *TOKENIZER)
-    if quantized and quantization_of(folder):
-        model, tokenizer = load_quantized(folder, device, dtype), load_tokenizer(folder)
+    with ThreadPoolExecutor(1) as pool:
+        verified = pool.submit(_verify, folder) if verify else None
+        try:
+            stored = quantization_of(folder)
+            tokenizer = load_tokenizer(folder)
+        finally:
+            if verified:
+                verified.result()
+    if quantized and stored:
+        model = load_quantized(folder, device, dtype)
         check_tokenizer(folder, model.config, tokenizer)
         return model, tokenizer
     with open_huggingface(folder, with_tokenizer=False) as source:
-        tokenizer = load_tokenizer(folder)
         check_tokenizer(folder, source.config, tokenizer)
         return build(source, device, dtype), tokenizer
+
+
+def _verify(folder: Path) -> None:
+    if checksums.is_sealed(folder):
+        checksums.verify(folder, CONFIG, WEIGHTS, *TOKENIZER)
 
 
 def load_model(

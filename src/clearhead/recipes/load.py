@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 
 from clearhead import checkpoint
-from clearhead.finetune import load_adapter, merge_lora
 from clearhead.model import GPT
 from clearhead.tokenizer import Tokenizer
 from clearhead.train import resolve_device
@@ -35,10 +34,11 @@ def load(
     """
     folder = checkpoint.resolve(Path(path), which)
     where = resolve_device(device)
-    if checkpoint.is_adapter(folder):
-        model, tokenizer = load_adapter(folder, device=where, dtype=dtype)
-    else:
-        model, tokenizer = checkpoint.load(folder, device=where, dtype=dtype, quantized=not merged)
+    if not checkpoint.is_adapter(folder):
+        return checkpoint.load(folder, device=where, dtype=dtype, quantized=not merged)
+    from clearhead.finetune import load_adapter, merge_lora
+
+    model, tokenizer = load_adapter(folder, device=where, dtype=dtype)
     if merged:
         merge_lora(model)
     return model, tokenizer

@@ -118,10 +118,9 @@ def _tokenizer(file: TokenizerFile) -> Tokenizer:
         return CharTokenizer("".join(file.tokens))
     if not file.merges and file.tokens == list(byte_characters()):
         return BytesTokenizer()
-    content = byte_level_json(file.vocab, file.merges, split_words=file.split_words)
     if file.split_words and _fingerprint(file) == _GPT2:
-        return GPT2Tokenizer(content)
-    return BPETokenizer(content)
+        return GPT2Tokenizer(file.vocab, file.merges)
+    return BPETokenizer(byte_level_json(file.vocab, file.merges, split_words=file.split_words))
 
 
 def _fingerprint(file: TokenizerFile) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1, sha256
 from importlib.metadata import PackageNotFoundError, files
@@ -38,14 +39,20 @@ class GPT2Tokenizer(Tokenizer):
     """Byte-level BPE with GPT-2's vocabulary of 50,257 (Radford et al. 2019).
 
     Args:
-        content: GPT-2's tokenizer.json.
+        vocab: GPT-2's tokens, written in byte characters, and their ids.
+        merges: Its pairs of tokens, the first to be merged first.
     """
 
-    def __init__(self, content: str) -> None:
-        model = json.loads(content)["model"]
-        pieces = [piece_bytes(token) for token, _ in sorted(model["vocab"].items(), key=_second)]
-        super().__init__("gpt2", pieces, model["vocab"][END_OF_TEXT], content)
+    def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
+        pieces = [piece_bytes(token) for token in sorted(vocab, key=vocab.__getitem__)]
+        super().__init__("gpt2", pieces, vocab[END_OF_TEXT], json="")
+        self._vocab, self._merges = vocab, merges
         self._start()
+
+    def to_json(self) -> str:
+        """Return the content of tokenizer.json; it is made when it is asked for."""
+        self._json = self._json or byte_level_json(self._vocab, self._merges)
+        return self._json
 
     def _start(self) -> None:
         ranks = {piece: i for i, piece in enumerate(self._pieces) if i != self.end_of_text}
@@ -98,7 +105,7 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     vocab = json.loads(encoder)
     lines = merges.decode().splitlines()[1:]
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines) if right]
-    return GPT2Tokenizer(byte_level_json(vocab, pairs))
+    return GPT2Tokenizer(vocab, pairs)
 
 
 def _vocabulary_file(name: str) -> bytes:
@@ -137,7 +144,3 @@ def _packaged(name: str) -> Path | None:
     except PackageNotFoundError:
         return None
     return next((Path(str(file.locate())) for file in shipped if file.name == name), None)
-
-
-def _second(item: tuple[str, int]) -> int:
-    return item[1]

@@ -59,4 +59,4 @@ def piece_bytes(token: str) -> bytes:
     """
     if token == END_OF_TEXT:
         return token.encode()
-    return bytes(_bytes_of_characters()[character] for character in token)
+    return bytes(map(_bytes_of_characters().__getitem__, token))

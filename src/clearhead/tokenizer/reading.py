@@ -114,11 +114,13 @@ def _merges(model: dict[str, Any], vocab: dict[str, int]) -> list[tuple[str, str
         raise ValueError(f"model.merges is {shortened(listed)}, not a list")
     merges = []
     for merge in listed:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        whole = isinstance(pair, list) and len(pair) == 2 and all(type(p) is str for p in pair)
-        if not whole or any(token not in vocab for token in (*pair, "".join(pair))):
-            raise ValueError(f"the merge {shortened(merge)} is not of tokens of the vocabulary")
-        merges.append((pair[0], pair[1]))
+        pair = merge.split(" ") if type(merge) is str else merge
+        if type(pair) is list and len(pair) == 2 and type(pair[0]) is type(pair[1]) is str:
+            left, right = pair
+            if left in vocab and right in vocab and left + right in vocab:
+                merges.append((left, right))
+                continue
+        raise ValueError(f"the merge {shortened(merge)} is not of tokens of the vocabulary")
     return merges
 
 
