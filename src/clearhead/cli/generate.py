@@ -12,7 +12,8 @@ from tyro.conf import Positional
 from clearhead.cli import show
 from clearhead.cli.parse import Flag, parse, text
 from clearhead.cli.sampling_flags import SamplingFlags
-from clearhead.recipes.generate import Completion, question
+from clearhead.recipes.chat import question_prompt
+from clearhead.recipes.generate import Completion
 from clearhead.recipes.generate import generate as continue_text
 from clearhead.recipes.load import load
 
@@ -51,7 +52,7 @@ def generate(arguments: Sequence[str], prog: str) -> int:
     which: Literal["best", "newest"] = "best" if parsed.best else "newest"
     model, tokenizer = load(parsed.directory, which=which, device=parsed.device)
     if parsed.ask is not None:
-        prompt = question(tokenizer, text(parsed.ask, "--ask"))
+        prompt = question_prompt(tokenizer, text(parsed.ask, "--ask"))
     completions = continue_text(
         model,
         tokenizer,
