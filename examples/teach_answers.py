@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import clearhead
-from clearhead.recipes.generate import question
+from clearhead.recipes.chat import question_prompt
 
 base, rows, out, steps = [Path(one) for one in sys.argv[1:4]] + [int([*sys.argv, "300"][4])]
 settings = clearhead.InstructConfig(base=base, data=rows, out=out, steps=steps)
@@ -21,5 +21,5 @@ for stage in clearhead.read_ledger(result.checkpoint):
         print(f"loss on plain text: {before:.3f} before, {after:.3f} after")
 
 model, tokenizer = clearhead.load(result.checkpoint)
-(answer,) = clearhead.generate(model, tokenizer, question(tokenizer, "What is the capital?"))
+(answer,) = clearhead.generate(model, tokenizer, question_prompt(tokenizer, "What is the capital?"))
 print(answer.text)

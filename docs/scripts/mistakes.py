@@ -221,6 +221,11 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
             _char_run,
         ),
         Mistake("clearhead generate runs/book --top-p 1.5", "Give a value in the range."),
+        Mistake(
+            "clearhead chat runs/book",
+            "A model that only continues text has nothing to say to a question: [teach it to "
+            "answer](instruct.md), or let it continue yours.",
+        ),
     ),
     "Prepared folders": (
         Mistake("clearhead data info letters", "Prepare the corpus first."),

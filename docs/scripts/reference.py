@@ -96,8 +96,8 @@ def config() -> str:
     parts += ["## Presets\n", "What each `--preset` sets otherwise than `nano`.\n", _presets()]
     parts += [
         "## Sampling\n",
-        "How `clearhead generate` and `clearhead.generate` choose tokens; on the command line "
-        "`max_new_tokens` is `--tokens` and `min_new_tokens` is `--min-tokens`.\n",
+        "How `clearhead generate`, `clearhead chat` and their functions choose tokens; on the "
+        "command line `max_new_tokens` is `--tokens` and `min_new_tokens` is `--min-tokens`.\n",
         _fields(SamplingConfig, SamplingConfig()),
     ]
     return "\n".join(parts)

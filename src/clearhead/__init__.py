@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clearhead.engine import Engine, SamplingConfig, generate_ids
     from clearhead.finetune import Metrics, Predictions
     from clearhead.model import GPT, GPTConfig, KVCache, preset
+    from clearhead.recipes.chat import Answer, Conversation
     from clearhead.recipes.classify import classify, evaluate_classifier
     from clearhead.recipes.convert import (
         Conversion,
@@ -47,10 +48,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPT",
+    "Answer",
     "CheckpointInfo",
     "ClassifyConfig",
     "ClearheadError",
     "Completion",
+    "Conversation",
     "Conversion",
     "Downloaded",
     "Engine",
@@ -109,6 +112,8 @@ _HOMES = {
     "GPT": "model.GPT",
     "CheckpointInfo": "checkpoint.CheckpointInfo",
     "Completion": "recipes.generate.Completion",
+    "Answer": "recipes.chat.Answer",
+    "Conversation": "recipes.chat.Conversation",
     "Conversion": "recipes.convert.Conversion",
     "Downloaded": "checkpoint.download.Downloaded",
     "Engine": "engine.Engine",

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import random
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from clearhead.engine import Engine, SamplingConfig, Text
 from clearhead.engine.slots import CHUNK
 from clearhead.errors import ClearheadError
-from clearhead.model import GPT, GPTConfig
+from clearhead.model import GPT, GPTConfig, KVCache
+from clearhead.native import Backend
 
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
 
@@ -254,6 +256,40 @@ def test_damaged_weights_end_all_texts(model: GPT) -> None:
         engine.step()
     assert all(text.ended for text in texts)
     assert engine.step() == []
+
+
+def test_a_reading_that_is_interrupted_leaves_the_engine_whole(
+    long_model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C in a notebook: the slot is free, and no other text shares what is half read."""
+    numbers = random.Random(5)
+    first = [numbers.randrange(97) for _ in range(2 * CHUNK + 40)]
+    second = [*first[:CHUNK], *(numbers.randrange(97) for _ in range(CHUNK + 40))]
+    model = copy(long_model)
+    monkeypatch.setattr(
+        "clearhead.engine.engine.accelerate", lambda m: Backend(m, "torch", "asked")
+    )
+    engine = Engine(model, slots=1)
+    engine.submit(first, GREEDY)
+    finish(engine)
+    read = model.hidden
+
+    def interrupted(ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        found = read(ids, cache)
+        if cache.lengths.max() > 2 * CHUNK:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(model, "hidden", interrupted)
+    text = engine.submit(second, GREEDY)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert text.ended
+    monkeypatch.setattr(model, "hidden", read)
+    again = engine.submit(first, GREEDY)
+    finish(engine)
+    assert again.n_shared == 0
+    assert again.history.new_ids == alone(model, first, GREEDY)
 
 
 def test_log_probabilities_are_the_models_own(model: GPT) -> None:

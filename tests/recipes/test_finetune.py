@@ -8,6 +8,7 @@ from clearhead import checkpoint
 from clearhead.errors import ClearheadError
 from clearhead.finetune import PreferenceLoss
 from clearhead.model import GPT, GPTConfig
+from clearhead.recipes.chat import question_prompt
 from clearhead.recipes.finetune import fine_tune
 from clearhead.recipes.finetune_config import (
     ClassifyConfig,
@@ -15,7 +16,7 @@ from clearhead.recipes.finetune_config import (
     InstructConfig,
     PreferConfig,
 )
-from clearhead.recipes.generate import generate, question
+from clearhead.recipes.generate import generate
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.load import load
 from clearhead.recipes.pretrain import PretrainConfig, pretrain
@@ -104,7 +105,7 @@ def test_the_template_goes_with_the_model(settings):
     fine_tune(settings())
     model, tokenizer = load(settings().out)
     assert tokenizer.chat_template == CHAT_TEMPLATE
-    prompt = question(tokenizer, "Say 3.")
+    prompt = question_prompt(tokenizer, "Say 3.")
     assert prompt == "### Instruction:\nSay 3.\n\n### Response:\n"
     assert generate(model, tokenizer, prompt)[0].prompt_token_ids == tuple(prompt.encode())
 

@@ -11,9 +11,10 @@ from clearhead.errors import ClearheadError
 from clearhead.files import sha256_file
 from clearhead.finetune import load_adapter, lora_config, lora_parameters
 from clearhead.model import GPTConfig
+from clearhead.recipes.chat import question_prompt
 from clearhead.recipes.finetune import fine_tune
 from clearhead.recipes.finetune_config import ClassifyConfig, InstructConfig, PreferConfig
-from clearhead.recipes.generate import generate, question
+from clearhead.recipes.generate import generate
 from clearhead.recipes.ledger import read_ledger
 from clearhead.recipes.lens import lens_model
 from clearhead.recipes.load import load
@@ -154,7 +155,7 @@ def test_frozen_blocks_get_no_change(settings):
 def test_what_it_learnt_is_asked_and_looked_into(settings):
     fine_tune(settings())
     model, tokenizer = load(settings().out, device="cpu")
-    prompt = question(tokenizer, "Say 3.")
+    prompt = question_prompt(tokenizer, "Say 3.")
     assert generate(model, tokenizer, prompt)[0].prompt_token_ids == tuple(prompt.encode())
     tokens = torch.arange(20)[None]
     live = model(tokens)

@@ -1,5 +1,6 @@
-"""What docs/how-to/instruct.md and prefer.md say works as written."""
+"""What docs/how-to/instruct.md, prefer.md and chat.md say works as written."""
 
+import io
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ from clearhead.cli.main import main
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 TINY = (
     "train --data text.txt --tokenizer bytes --out runs/demo --steps 2 --batch-size 2 --device cpu "
-    "--model.d-model 16 --model.n-heads 2 --model.n-layers 1 --model.context-length 96"
+    "--model.d-model 16 --model.n-heads 2 --model.n-layers 1 --model.context-length 256"
 )
 SMALL = "--steps 122 --batch-size 2 --device cpu --dtype float32 --plain-text text.txt"
 
@@ -64,3 +65,14 @@ def test_the_page_on_preferences(folder, monkeypatch, capsys):
     (command,) = commands("prefer.md")
     small = command.replace("--epochs 1", SMALL.replace("122", "2"))
     assert main(shlex.split(small)[1:]) == 0, capsys.readouterr()
+
+
+def test_the_page_on_talking(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n/save said.jsonl\n"))
+    (command,) = commands("chat.md")
+    assert main(shlex.split(f"{command} --tokens 4")[1:]) == 0, capsys.readouterr()
+    (code,) = blocks("chat.md", "python")
+    exec(compile(code, "chat.md", "exec"), {})
+    for name, n in (("said.jsonl", 2), ("talk.jsonl", 5)):
+        assert len(json.loads(Path(name).read_text())["messages"]) == n

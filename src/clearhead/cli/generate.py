@@ -1,18 +1,19 @@
 """`clearhead generate`: continues a text, and shows it as it is made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.rule import Rule
 from tyro.conf import Positional
 
 from clearhead.cli import show
 from clearhead.cli.parse import Flag, parse, text
-from clearhead.engine import SamplingConfig
-from clearhead.errors import ClearheadError
-from clearhead.recipes.generate import Completion, question
+from clearhead.cli.sampling_flags import SamplingFlags
+from clearhead.recipes.chat import question_prompt
+from clearhead.recipes.generate import Completion
 from clearhead.recipes.generate import generate as continue_text
 from clearhead.recipes.load import load
 
@@ -27,32 +28,9 @@ class Arguments:
     """The text to continue; without one, a new document begins."""
     ask: str | None = None
     """A question to a model that was taught to answer, in place of a prompt."""
-    tokens: int = SamplingConfig.max_new_tokens
-    """The most tokens to generate."""
-    temperature: float = SamplingConfig.temperature
-    """Below 1 bolder, above 1 more varied; 0 takes the most likely token."""
-    top_k: int = SamplingConfig.top_k
-    """Draw from the k most likely tokens only; 0 for all."""
-    top_p: float = SamplingConfig.top_p
-    """Draw from the fewest tokens whose probabilities reach this sum; 1 for all."""
-    min_p: float = SamplingConfig.min_p
-    """Draw from tokens at least this fraction as likely as the most likely one; 0 for all."""
-    typical_p: float = SamplingConfig.typical_p
-    """Draw from the tokens of about the expected surprise, up to this sum; 1 for all."""
-    repetition_penalty: float = SamplingConfig.repetition_penalty
-    """Above 1, makes tokens of the text so far less likely; 1 for none."""
-    presence_penalty: float = SamplingConfig.presence_penalty
-    """Taken off the logit of each token that the new text has; 0 for none."""
-    frequency_penalty: float = SamplingConfig.frequency_penalty
-    """Taken off a token's logit each time that the new text has it; 0 for none."""
-    logit_bias: tuple[str, ...] = ()
-    """Token ids and what to add to their logits, as 50256=-100."""
-    min_tokens: int = SamplingConfig.min_new_tokens
-    """The end-of-text token comes after this many others at the soonest; a stop text may sooner."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the generated one."""
-    seed: int | None = SamplingConfig.seed
-    """The same seed gives the same text; without one every run differs."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(
+        default_factory=SamplingFlags, metadata={"flat": True}
+    )
     samples: int = 1
     """How many texts to generate."""
     truncate: Literal["error", "left"] = "error"
@@ -64,40 +42,23 @@ class Arguments:
     json: Flag = False
     """Print the result as one JSON object."""
 
-    def sampling(self) -> SamplingConfig:
-        """Return how tokens are chosen."""
-        return SamplingConfig(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=dict(_bias(one) for one in self.logit_bias),
-            min_new_tokens=self.min_tokens,
-            max_new_tokens=self.tokens,
-            seed=self.seed,
-        )
-
 
 def generate(arguments: Sequence[str], prog: str) -> int:
     """Run the verb; returns the exit status."""
     parsed = parse(Arguments, arguments, prog)
-    sampling, live = parsed.sampling(), parsed.samples == 1 and not parsed.json
+    sampling, live = parsed.sampling.config(), parsed.samples == 1 and not parsed.json
     show.one_of(("prompt", "ask"), {"prompt": parsed.prompt or None, "ask": parsed.ask})
     prompt = text(parsed.prompt, "--prompt")
     which: Literal["best", "newest"] = "best" if parsed.best else "newest"
     model, tokenizer = load(parsed.directory, which=which, device=parsed.device)
     if parsed.ask is not None:
-        prompt = question(tokenizer, text(parsed.ask, "--ask"))
+        prompt = question_prompt(tokenizer, text(parsed.ask, "--ask"))
     completions = continue_text(
         model,
         tokenizer,
         prompt,
         sampling=sampling,
-        stop=[text(stop, "--stop") for stop in parsed.stop],
+        stop=parsed.sampling.stops(),
         samples=parsed.samples,
         truncate=parsed.truncate,
         on_text=(lambda _, piece: show.text(piece)) if live else None,
@@ -110,17 +71,6 @@ def generate(arguments: Sequence[str], prog: str) -> int:
         _show_all(completions)
     _tell(completions)
     return 0
-
-
-def _bias(given: str) -> tuple[int, float]:
-    """Return the token id and the number of "50256=-100"."""
-    token, _, number = given.partition("=")
-    try:
-        return int(token), float(number)
-    except ValueError as error:
-        raise ClearheadError(
-            f"--logit-bias is {given!r}; write a token id and a number, as 50256=-100"
-        ) from error
 
 
 def _show_all(completions: Sequence[Completion]) -> None:

@@ -43,6 +43,9 @@ VERBS = {
     "generate": Verb(
         "generate", "generate", "DIR --prompt TEXT", "continue a text with a trained model"
     ),
+    "chat": Verb(
+        "chat", "chat", "DIR [--system TEXT]", "talk with a model that was taught to answer"
+    ),
     "finetune classify": Verb(
         "finetune",
         "classify",

@@ -152,7 +152,8 @@ class Engine:
             The tokens, in the order in which the texts joined; none when there is nothing to do.
 
         Raises:
-            ClearheadError: The logits are not finite. All texts end by it.
+            ClearheadError: The logits are not finite. All texts end by it, as by whatever else is
+                raised meanwhile.
         """
         with self._lock:
             return self._step()
@@ -191,23 +192,30 @@ class Engine:
                     return None
                 self._step()
 
-    @torch.inference_mode()
     def _step(self) -> list[GeneratedToken]:
+        try:
+            return self._computed()
+        except BaseException:  # what was half computed is of no use: not even after a Ctrl-C
+            self._end_all()
+            raise
+
+    @torch.inference_mode()
+    def _computed(self) -> list[GeneratedToken]:
         self._leave()
         decoded = [text for text in self._running if not text.begins]
         if len(self._running) == len(decoded) == 1 and (guessed := self._guess(decoded[0])):
             return self._verify(decoded[0], guessed)
         logits = [self._decode(decoded)] if decoded else []
         begun = [text for text in self._running if text.begins]
+        self._running = decoded + begun
         logits += [self._begin(text) for text in begun]
         while self._waiting and self._slots.any_free():
             text = self._waiting.popleft()
             if not text.ended:
-                begun.append(text)
+                self._running.append(text)
                 logits.append(self._begin(text))
         if not logits:
             return []
-        self._running = decoded + begun
         found = self._append(self._running, torch.cat(logits) if len(logits) > 1 else logits[0])
         self._leave()
         return found
@@ -259,6 +267,7 @@ class Engine:
         text.slot, source, shared = self._slots.take(prompt)
         self._cache.copy(source, text.slot, shared)
         held, logits = self._slots.held[text.slot], self._slots.held[source].logits
+        held.prompt, held.logits = [], None  # should the reading be interrupted
         cache = self._cache.at([text.slot])
         for start in range(shared, len(prompt), CHUNK):
             logits = self._reader.read(torch.tensor([prompt[start : start + CHUNK]]), cache)
@@ -271,16 +280,12 @@ class Engine:
 
     def _append(self, texts: list[Text], logits: Float[Tensor, "B V"]) -> list[GeneratedToken]:
         """Choose each text's next token."""
-        try:
-            tokens = choose(
-                logits,
-                [text.sampling for text in texts],
-                [text.history for text in texts],
-                [text.generator for text in texts],
-            )
-        except ClearheadError:
-            self._end_all()
-            raise
+        tokens = choose(
+            logits,
+            [text.sampling for text in texts],
+            [text.history for text in texts],
+            [text.generator for text in texts],
+        )
         found = []
         for row, (text, token) in enumerate(zip(texts, tokens.tolist(), strict=True)):
             logprob, k = None, text.sampling.logprobs

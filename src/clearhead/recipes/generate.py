@@ -9,7 +9,7 @@ from clearhead.engine import SEEDS, FinishReason, SamplingConfig, fresh_seed, ge
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT
 from clearhead.recipes.text_stream import TextStream
-from clearhead.tokenizer import END_OF_TEXT, Tokenizer, render_chat
+from clearhead.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -124,23 +124,6 @@ def generate(
                 seconds=seconds,
             )
     return [completions[row] for row in range(samples)]
-
-
-def question(tokenizer: Tokenizer, content: str) -> str:
-    """Return the prompt that asks a model that was taught to answer.
-
-    Raises:
-        ClearheadError: It was not taught, the question is empty, or holds the end-of-text token.
-    """
-    if tokenizer.chat_template is None:
-        raise ClearheadError(
-            "this model has no chat template: it was not taught to answer; give a prompt to "
-            "continue, or teach it with clearhead finetune instruct"
-        )
-    if not content.strip() or END_OF_TEXT in content:
-        raise ClearheadError(f"the question is empty or holds {END_OF_TEXT}; write another")
-    messages = [{"role": "user", "content": content}]
-    return render_chat(tokenizer.chat_template, messages, add_generation_prompt=True)
 
 
 def _check(stop: Sequence[str], samples: int, truncate: str) -> None:
