@@ -81,10 +81,9 @@ def test_answers_alone_are_on_standard_output(call, talk, assistant, monkeypatch
 def test_it_says_once_which_model_it_is_and_what_computes_it(talk, assistant, monkeypatch):
     err = talk("What?\nWhy?\n")[2]
     assert err.count(f"{assistant}: 15,616 parameters (F32)") == 1
-    from clearhead.engine import engine
-    from clearhead.native import Backend
+    from clearhead.native import decode
 
-    monkeypatch.setattr(engine, "accelerate", lambda model: Backend(model, "torch", "no reason"))
+    monkeypatch.setattr(decode, "_obstacle", lambda model: "no reason")
     err = talk("What?\nWhy?\n")[2]
     assert err.count("torch computes, not the native kernels: no reason") == 1
 

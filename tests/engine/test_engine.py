@@ -4,7 +4,6 @@ import asyncio
 import gc
 import random
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,31 +264,27 @@ def test_a_reading_that_is_interrupted_leaves_the_engine_whole(
     numbers = random.Random(5)
     first = [numbers.randrange(97) for _ in range(2 * CHUNK + 40)]
     second = [*first[:CHUNK], *(numbers.randrange(97) for _ in range(CHUNK + 40))]
-    model = copy(long_model)
-    monkeypatch.setattr(
-        "clearhead.engine.engine.accelerate", lambda m: Backend(m, "torch", "asked")
-    )
-    engine = Engine(model, slots=1)
+    engine = Engine(long_model, slots=1)
     engine.submit(first, GREEDY)
     finish(engine)
-    read = model.hidden
+    read = Backend.read
 
-    def interrupted(ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        found = read(ids, cache)
+    def interrupted(reader: Backend, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        found = read(reader, ids, cache)
         if cache.lengths.max() > 2 * CHUNK:
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(model, "hidden", interrupted)
+    monkeypatch.setattr(Backend, "read", interrupted)
     text = engine.submit(second, GREEDY)
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     assert text.ended
-    monkeypatch.setattr(model, "hidden", read)
+    monkeypatch.setattr(Backend, "read", read)
     again = engine.submit(first, GREEDY)
     finish(engine)
     assert again.n_shared == 0
-    assert again.history.new_ids == alone(model, first, GREEDY)
+    assert again.history.new_ids == alone(long_model, first, GREEDY)
 
 
 def test_log_probabilities_are_the_models_own(model: GPT) -> None:
