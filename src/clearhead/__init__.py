@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clearhead.engine import Engine, SamplingConfig, generate_ids
     from clearhead.finetune import Metrics, Predictions
     from clearhead.model import GPT, GPTConfig, KVCache, preset
+    from clearhead.recipes.bench import GenerationBench, bench_generate
     from clearhead.recipes.classify import classify, evaluate_classifier
     from clearhead.recipes.convert import (
         Conversion,
@@ -55,6 +56,7 @@ __all__ = [
     "Downloaded",
     "Engine",
     "GPTConfig",
+    "GenerationBench",
     "InstructConfig",
     "KVCache",
     "Manifest",
@@ -70,6 +72,7 @@ __all__ = [
     "TokenDataset",
     "Tokenizer",
     "TrainingResult",
+    "bench_generate",
     "build_tokenizer",
     "bytes_per_token",
     "classify",
@@ -113,6 +116,7 @@ _HOMES = {
     "Downloaded": "checkpoint.download.Downloaded",
     "Engine": "engine.Engine",
     "GPTConfig": "model.GPTConfig",
+    "GenerationBench": "recipes.bench.GenerationBench",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
     "Metrics": "finetune.Metrics",
@@ -123,6 +127,7 @@ _HOMES = {
     "TokenDataset": "data.TokenDataset",
     "Tokenizer": "tokenizer.Tokenizer",
     "TrainingResult": "train.TrainingResult",
+    "bench_generate": "recipes.bench.bench_generate",
     "build_tokenizer": "tokenizer.build_tokenizer",
     "bytes_per_token": "recipes.tokenize.bytes_per_token",
     "classify": "recipes.classify.classify",
