@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 2
 PEER = $(if $(NANOGPT),--nanogpt $(NANOGPT))
+WRITER = $(if $(LLAMA_BENCH),--llama-bench $(LLAMA_BENCH))
 
 .PHONY: help demo test lint docs bench clean
 
@@ -10,7 +11,7 @@ help:
 	@echo "make demo    install, train a small GPT on the text that Python carries, generate from it"
 	@echo "make test    lint, types, floors, the whole test suite"
 	@echo "make docs    build the documentation into site/"
-	@echo "make bench SHAKESPEARE=FILE CORPUS=FILE [NANOGPT=DIR] [HELLASWAG=FILE]   measure, and rewrite docs/benchmarks.md"
+	@echo "make bench SHAKESPEARE=FILE CORPUS=FILE [NANOGPT=DIR] [LLAMA_BENCH=FILE] [HELLASWAG=FILE]   measure, and rewrite docs/benchmarks.md"
 	@echo "make clean   remove .venv, runs and everything built"
 
 demo: $(VENV)/run.stamp
@@ -38,6 +39,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/prepare.py --data $(CORPUS)
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/lens.py
+	$(BIN)/python benchmarks/generate.py $(WRITER)
 	$(if $(HELLASWAG),$(BIN)/python benchmarks/evaluate.py --data $(HELLASWAG))
 	$(BIN)/python benchmarks/report.py
 

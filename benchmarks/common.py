@@ -37,20 +37,6 @@ def _has_bf16() -> bool:
     return flags.exists() and "avx512_bf16" in flags.read_text()
 
 
-def matrix_peak(dtype_name: str = "bfloat16") -> float:
-    """Measure the matrix product's speed in FLOP/s: the best of many, of three sizes."""
-    import torch
-
-    best = 0.0
-    for size in (1024, 2048, 4096):
-        left = torch.randn(size, size).to(getattr(torch, dtype_name))
-        for _ in range(8192 // size):
-            began = time.perf_counter()
-            left @ left
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
-
-
 def child(script: str, *arguments: str) -> dict[str, Any]:
     """Run a script in a process of its own; return the JSON object that it prints last."""
     command = [sys.executable, script, *arguments]

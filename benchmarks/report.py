@@ -24,6 +24,7 @@ def main() -> None:
         ("lens", lens),
         ("classify", classify),
         ("evaluate", evaluate),
+        ("generate", generate),
     ):
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -226,6 +227,113 @@ def evaluate(result: dict[str, Any]) -> list[str]:
             rows,
         ),
     ]
+
+
+def generate(result: dict[str, Any]) -> list[str]:
+    draw_generation(result, PAGE.parent / "images" / "generate.svg")
+    limits = {
+        int(bits): result["bandwidth"] / read for bits, read in result["bytes_per_token"].items()
+    }
+    contestants = sorted(result["contestants"], key=lambda one: -one["bits"])
+    ours = {one["bits"]: one for one in contestants if one["who"] == "clearhead"}
+    rows = [
+        [
+            str(one["bits"]),
+            one["who"] if one["who"] == "clearhead" else f"{one['who']}, {one['kind']}",
+            *(_beside(ours[one["bits"]], one, name) for name in _SPEEDS),
+            f"{one['decode_tokens_per_s'] / limits[one['bits']]:.0%}",
+        ]
+        for one in contestants
+    ]
+    peers = ", ".join(f"{name} ({told})" for name, told in result["peers"].items())
+    looked = result["prompt_lookup"]
+    return [
+        "## Writing text: gpt2-124m",
+        f"The same random weights in all; {peers}. One text is {result['new']} tokens after a "
+        f"prompt of {result['short']}; {result['batch']} texts are as many, each with the reading "
+        f"of its prompt, all tokens counted together; reading is a prompt of {result['long']} "
+        f"tokens; the first token is that after {result['short']}. All are loaded and warm, and "
+        f"the figures are medians of {result['rounds']} processes. In brackets: how many times as "
+        "fast ours is at the same bits. The limit is the memory's speed, "
+        f"{result['bandwidth'] / 1e9:.1f} GB/s ({result['bandwidth_by']}), over the bytes of "
+        "weights, keys and values that ours reads for a token. llama-bench chooses no tokens. "
+        "A dash stands for what is not there or would take over half a minute. "
+        "`python benchmarks/generate.py --llama-bench PATH`",
+        "![Tokens in a second of one text, by bits a weight](images/generate.svg)",
+        table(
+            ["bits", "", *_SPEEDS.values(), "of the limit"],
+            rows,
+        ),
+        "A whole process that writes one token from bf16 weights, its files in the system's cache:",
+        table(
+            ["", "seconds"],
+            [[name, f"{seconds:.2f}"] for name, seconds in result["cold_start_s"].items()],
+        ),
+        f"Prompt lookup, on {looked['texts']} texts of {looked['tokens']} tokens that go round in "
+        "circles (what random weights write greedily after as many tokens), at "
+        f"{looked['bits']} bits: {looked['lookup_tokens_per_s']:.1f} tokens/s where plain writing "
+        f"makes {looked['plain_tokens_per_s']:.1f}, "
+        f"{looked['lookup_tokens_per_s'] / looked['plain_tokens_per_s']:.2f} times as many; of "
+        f"{looked['guessed']:,} guessed tokens {looked['accepted']:,} were right, and the texts "
+        "are the same.",
+    ]
+
+
+_SPEEDS = {
+    "decode_tokens_per_s": "one text (tokens/s)",
+    "batch_tokens_per_s": "16 texts (tokens/s)",
+    "prefill_tokens_per_s": "reading (tokens/s)",
+    "first_token_ms": "first token (ms)",
+}
+
+
+def _beside(ours: dict[str, Any], one: dict[str, Any], name: str) -> str:
+    """Return a figure, and how many times as fast ours is."""
+    if one[name] is None:
+        return "–"
+    if one is ours or ours[name] is None:
+        return f"{one[name]:.1f}"
+    times = one[name] / ours[name] if name.endswith("_ms") else ours[name] / one[name]
+    return f"{one[name]:.1f} ({times:.2f} ×)"
+
+
+def draw_generation(result: dict[str, Any], path: Path) -> None:
+    """Draw the tokens in a second of one text, by bits a weight, and what the memory allows."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "clearhead"  # the same picture, the same file
+    best: dict[str, dict[int, float]] = {}
+    for one in result["contestants"]:
+        speeds = best.setdefault(one["who"], {})
+        speeds[one["bits"]] = max(speeds.get(one["bits"], 0), one["decode_tokens_per_s"])
+    groups = sorted({bits for speeds in best.values() for bits in speeds}, reverse=True)
+    width = 0.8 / len(best)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for place, (who, speeds) in enumerate(best.items()):
+        at = [groups.index(bits) + (place - (len(best) - 1) / 2) * width for bits in speeds]
+        bars = axes.bar(at, speeds.values(), 0.92 * width, label=who, color=_COLOURS[who])
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    for group, bits in enumerate(groups):
+        limit = result["bandwidth"] / result["bytes_per_token"][str(bits)]
+        label = "what the memory allows" if not group else None
+        axes.hlines(limit, group - 0.42, group + 0.42, "#333333", "--", label=label, linewidth=1.2)
+        axes.annotate(f"{limit:.0f}", (group + 0.42, limit), fontsize=8, va="center")
+    axes.set_xticks(range(len(groups)), [f"{bits} bits" for bits in groups])
+    axes.set_ylabel("tokens/s, one text")
+    axes.set_title("Writing with gpt2-124m", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.savefig(path, metadata={"Date": None})
+
+
+_COLOURS = {
+    "clearhead": "#00897b",
+    "llama.cpp": "#b0793a",
+    "CTranslate2": "#7a8fa6",
+    "transformers": "#c2b8a3",
+}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from common import child, machine, matrix_peak, write_result
+from clearhead.recipes.limits import matrix_peak
+from common import child, machine, write_result
 
 BATCH, LENGTH, VOCAB = 4, 512, 50257
 # Of 6 N + 12 L D T, as in PaLM's appendix B, with GPT-2 124M's matrices.

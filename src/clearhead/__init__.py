@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clearhead.engine import Engine, SamplingConfig, generate_ids
     from clearhead.finetune import Metrics, Predictions
     from clearhead.model import GPT, GPTConfig, KVCache, preset
+    from clearhead.recipes.bench import GenerationBench, bench_generate
     from clearhead.recipes.chat import Answer, Conversation
     from clearhead.recipes.classify import classify, evaluate_classifier
     from clearhead.recipes.convert import (
@@ -58,6 +59,7 @@ __all__ = [
     "Downloaded",
     "Engine",
     "GPTConfig",
+    "GenerationBench",
     "InstructConfig",
     "KVCache",
     "Manifest",
@@ -73,6 +75,7 @@ __all__ = [
     "TokenDataset",
     "Tokenizer",
     "TrainingResult",
+    "bench_generate",
     "build_tokenizer",
     "bytes_per_token",
     "classify",
@@ -118,6 +121,7 @@ _HOMES = {
     "Downloaded": "checkpoint.download.Downloaded",
     "Engine": "engine.Engine",
     "GPTConfig": "model.GPTConfig",
+    "GenerationBench": "recipes.bench.GenerationBench",
     "KVCache": "model.KVCache",
     "Manifest": "data.Manifest",
     "Metrics": "finetune.Metrics",
@@ -128,6 +132,7 @@ _HOMES = {
     "TokenDataset": "data.TokenDataset",
     "Tokenizer": "tokenizer.Tokenizer",
     "TrainingResult": "train.TrainingResult",
+    "bench_generate": "recipes.bench.bench_generate",
     "build_tokenizer": "tokenizer.build_tokenizer",
     "bytes_per_token": "recipes.tokenize.bytes_per_token",
     "classify": "recipes.classify.classify",

@@ -117,6 +117,9 @@ VERBS = {
     "quantize": Verb(
         "quantize", "quantize", "DIR OUT --bits 8|4", "make a smaller, faster checkpoint, certified"
     ),
+    "bench generate": Verb(
+        "bench", "generate", "DIR | --preset NAME", "measure how fast a model writes, and the limit"
+    ),
     "lens demo": Verb(
         "lens.demo", "demo", "[DIR]", "show what the output projection does, on small numbers"
     ),

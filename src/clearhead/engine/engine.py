@@ -40,6 +40,7 @@ class Engine:
         backend: The native kernels' instruction set, or "torch".
         why: Why torch computes and not the native kernels; None if they do.
         n_read: How many tokens were computed so far, prompts' and new ones.
+        bytes_per_position: Bytes of the keys and values of one token.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Engine:
             self._cache = KVCache(
                 model.config, slots, capacity=capacity, dtype=dtype, device=device
             )
+        keys, values = self._cache.keys, self._cache.values
+        self.bytes_per_position = (keys.nbytes + values.nbytes) // slots // self._cache.capacity
         self._config = replace(model.config, context_length=self._cache.capacity)
         self._draft = Backend(draft) if draft is not None else None
         self._slots = Slots(slots)

@@ -84,7 +84,7 @@ class _Kernels:
         self._library = library
         self._kept: list[Tensor] = []
         self._memory = torch.empty(0)
-        self._vocab_size = model.config.vocab_size
+        self._n_logits = model.head.out_features
         torch_is_faster = library.variant.startswith("avx512") and not is_quantized(model)
         self._most = FEW if torch_is_faster else model.config.context_length
         blocks = [self._block(cast(Block, block)) for block in model.blocks]
@@ -111,7 +111,7 @@ class _Kernels:
     ) -> Float[Tensor, "B *T V"]:
         batch, length = ids.shape
         ids, keys, threads = ids.contiguous(), cache.keys, torch.get_num_threads()
-        logits = torch.empty((batch, length, self._vocab_size)[:: 1 if all_logits else 2])
+        logits = torch.empty((batch, length, self._n_logits)[:: 1 if all_logits else 2])
         place = native.Cache(
             keys=keys.data_ptr(),
             values=cache.values.data_ptr(),
