@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 
@@ -12,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.engine.config import SamplingConfig
-from clearhead.engine.sampling import choose, log_probabilities
-from clearhead.engine.slots import CHUNK, Slots
+from clearhead.engine.reading import evaluating, read
+from clearhead.engine.sampling import choose, chosen_and_best
+from clearhead.engine.slots import Slots
 from clearhead.engine.speculative import (
     Draft,
     Guess,
@@ -39,7 +39,8 @@ class Engine:
 
     Attributes:
         backend: The native kernels' instruction set, or "torch".
-        why: Why torch computes and not the native kernels; None if they do.
+        why: Why torch computes and not the native kernels, or does so for the draft; None if it
+            does not.
         n_read: How many tokens were computed so far, prompts' and new ones.
     """
 
@@ -57,9 +58,9 @@ class Engine:
             model: Its training mode is set aside during each step only.
             slots: How many texts may be in the batch; others wait.
             capacity: The most tokens a text may reach; the model's context by default.
-            draft: A smaller model, in evaluation mode, that guesses what the model will write: the
-                text stays the same and may come sooner (speculative decoding). Not while several
-                texts are in the batch: they share what it would use.
+            draft: A smaller model that guesses what the model will write: the text stays the same
+                and may come sooner (speculative decoding). Not while several texts are in the
+                batch: they share what it would use.
 
         Raises:
             ClearheadError: The model or the draft is a classifier, their vocabularies differ, or
@@ -74,13 +75,19 @@ class Engine:
         self.backend, self.why = found.name, found.why
         self.n_read = 0
         self._model, self._modules = found.model, list(found.model.modules())
+        self._draft: GPT | None = None
+        if draft is not None:
+            drafted = accelerate(draft)
+            self._draft = drafted.model
+            self._modules += drafted.model.modules()
+            if self.why is None and drafted.why is not None:
+                self.why = f"of the draft, {drafted.why}"
         dtype, device = model.position_embedding.weight.dtype, model.device
         with torch.inference_mode():
             self._cache = KVCache(
                 model.config, slots, capacity=capacity, dtype=dtype, device=device
             )
         self._config = replace(model.config, context_length=self._cache.capacity)
-        self._draft = accelerate(draft).model if draft is not None else None
         self._slots = Slots(slots)
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []
@@ -196,7 +203,7 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> list[GeneratedToken]:
         self._leave()
-        with _evaluating(self._modules):
+        with evaluating(self._modules):
             decoded = [text for text in self._running if not text.begins]
             if len(self._running) == len(decoded) == 1 and (guessed := self._guess(decoded[0])):
                 return self._verify(decoded[0], guessed)
@@ -262,12 +269,8 @@ class Engine:
         text.slot, source, shared = self._slots.take(prompt)
         self._cache.copy(source, text.slot, shared)
         held, logits = self._slots.held[text.slot], self._slots.held[source].logits
-        cache = self._cache.at([text.slot])
-        for start in range(shared, len(prompt), CHUNK):
-            piece = torch.tensor([prompt[start : start + CHUNK]], device=self._model.device)
-            hidden = self._model.hidden(piece, cache)  # [1, T, D]
-            if start + CHUNK >= len(prompt):
-                logits = self._model.head(hidden[:, -1])  # [1, V]
+        if shared < len(prompt):
+            logits = read(self._model, prompt, self._cache.at([text.slot]), shared)
         assert logits is not None
         held.prompt, held.logits = prompt, logits
         text.n_shared = text.n_shared or shared
@@ -289,13 +292,9 @@ class Engine:
             raise
         found = []
         for row, (text, token) in enumerate(zip(texts, tokens.tolist(), strict=True)):
-            logprob, k = None, text.sampling.logprobs
-            top: tuple[tuple[int, float], ...] = ()
-            if k is not None:
-                lp = log_probabilities(logits[row : row + 1], tokens[row : row + 1], k)
-                logprob = lp.chosen.item()
-                top = tuple(zip(lp.best_ids[0].tolist(), lp.best[0].tolist(), strict=True))
-            found.append(text.append(token, logprob, top))
+            k = text.sampling.logprobs
+            known = () if k is None else chosen_and_best(logits[row : row + 1], token, k)
+            found.append(text.append(token, *known))
         return found
 
     def _leave(self) -> None:
@@ -313,16 +312,3 @@ class Engine:
             text.cancelled = True
         self._waiting.clear()
         self._leave()
-
-
-@contextmanager
-def _evaluating(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Switch dropout off, and each module that was training back on afterwards."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -15,8 +15,8 @@ import torch
 
 from clearhead.engine.config import SamplingConfig
 from clearhead.engine.history import History
+from clearhead.engine.reading import read
 from clearhead.engine.sampling import choose
-from clearhead.engine.slots import CHUNK
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, KVCache
 from clearhead.native import FEW
@@ -123,11 +123,9 @@ class Draft:
         while self._read[:alike] != ids[:alike]:
             alike -= 1
         self._cache.truncate(0, alike)
-        for start in range(alike, len(ids), CHUNK):
-            piece = torch.tensor([ids[start : start + CHUNK]], device=self._model.device)
-            hidden = self._model.hidden(piece, self._cache)  # [1, T, D]
+        logits = read(self._model, ids, self._cache, alike)
         self._read = ids
-        return self._model.head(hidden[:, -1])
+        return logits
 
 
 def check_draft(draft: GPT, model: GPT) -> None:
