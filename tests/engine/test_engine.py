@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clearhead.engine import Engine, SamplingConfig, Text
-from clearhead.engine.slots import CHUNK
+from clearhead.engine.reading import CHUNK
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, GPTConfig, KVCache
 from clearhead.native import Backend

@@ -1,5 +1,6 @@
 """Generation: token ids in, token ids out."""
 
+from clearhead.engine.beam import EarlyStopping, Found, Hypothesis, beam_search
 from clearhead.engine.config import SEEDS, SamplingConfig, fresh_seed
 from clearhead.engine.engine import Engine
 from clearhead.engine.filters import keep_min_p, keep_top_k, keep_top_p, keep_typical
@@ -18,15 +19,19 @@ from clearhead.engine.text import FinishReason, GeneratedToken, Text, WhenFull
 
 __all__ = [
     "SEEDS",
+    "EarlyStopping",
     "Engine",
     "FinishReason",
+    "Found",
     "GeneratedToken",
     "History",
+    "Hypothesis",
     "LogProbabilities",
     "SamplingConfig",
     "Text",
     "WhenFull",
     "adjust",
+    "beam_search",
     "choose",
     "draw",
     "filter_logits",

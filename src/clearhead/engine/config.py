@@ -50,22 +50,22 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.temperature != 0 or self.temperature is False:
-            _check_number("temperature", self.temperature, 1e-4, 1e4, "0 or ")
-        _check_whole("top_k", self.top_k, 0)
+            check_number("temperature", self.temperature, 1e-4, 1e4, "0 or ")
+        check_whole("top_k", self.top_k, 0)
         for share in ("top_p", "min_p", "typical_p"):
-            _check_number(share, getattr(self, share), 0, 1)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check_number("presence_penalty", self.presence_penalty, -2, 2)
-        _check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+            check_number(share, getattr(self, share), 0, 1)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_number("presence_penalty", self.presence_penalty, -2, 2)
+        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
-        _check_whole("max_new_tokens", self.max_new_tokens, 1)
-        _check_whole("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
+        check_whole("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         object.__setattr__(self, "stop_token_ids", _checked_ids(self.stop_token_ids))
         if self.logprobs is not None:
-            _check_whole("logprobs", self.logprobs, 0, 20)
+            check_whole("logprobs", self.logprobs, 0, 20)
         if self.seed is not None:
-            _check_whole("seed", self.seed, 0, SEEDS - 1)
+            check_whole("seed", self.seed, 0, SEEDS - 1)
 
     @property
     def adjusts(self) -> bool:
@@ -105,7 +105,7 @@ def fresh_seed() -> int:
     return secrets.randbelow(SEEDS)
 
 
-def _check_number(name: str, value: object, low: float, high: float, also: str = "") -> None:
+def check_number(name: str, value: object, low: float, high: float, also: str = "") -> None:
     """Refuse what is no number from `low` to `high`, NaN included."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise ClearheadError(
@@ -113,7 +113,7 @@ def _check_number(name: str, value: object, low: float, high: float, also: str =
         )
 
 
-def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
     """Refuse what is no whole number from `low` to `high`."""
     if type(value) is not int or value < low or (high is not None and value > high):
         valid = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -124,8 +124,8 @@ def _checked_bias(bias: object) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise ClearheadError(f"logit_bias is {bias!r}; it must map token ids to numbers")
     for token, value in bias.items():
-        _check_whole("a token id in logit_bias", token, 0)
-        _check_number(f"logit_bias[{token}]", value, -100, 100)
+        check_whole("a token id in logit_bias", token, 0)
+        check_number(f"logit_bias[{token}]", value, -100, 100)
     return dict(bias)
 
 
@@ -134,5 +134,5 @@ def _checked_ids(ids: object) -> tuple[int, ...]:
         raise ClearheadError(f"stop_token_ids is {ids!r}; it must be a list of token ids")
     checked = tuple(ids)
     for token in checked:
-        _check_whole("a token id in stop_token_ids", token, 0)
+        check_whole("a token id in stop_token_ids", token, 0)
     return checked

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.engine.config import SamplingConfig
-from clearhead.engine.sampling import choose, log_probabilities
-from clearhead.engine.slots import CHUNK, Slots
+from clearhead.engine.reading import read
+from clearhead.engine.sampling import choose, chosen_and_best
+from clearhead.engine.slots import Slots
 from clearhead.engine.speculative import (
     Draft,
     Guess,
@@ -38,7 +39,8 @@ class Engine:
 
     Attributes:
         backend: The native kernels' instruction set, or "torch".
-        why: Why torch computes and not the native kernels; None if they do.
+        why: Why torch computes and not the native kernels, or does so for the draft; None if it
+            does not.
         n_read: How many tokens were computed so far, prompts' and new ones.
         bytes_per_position: Bytes of the keys and values of one token.
     """
@@ -57,9 +59,9 @@ class Engine:
             model: Its training mode is set aside while it computes.
             slots: How many texts may be in the batch; others wait.
             capacity: The most tokens a text may reach; the model's context by default.
-            draft: A smaller model, in evaluation mode, that guesses what the model will write: the
-                text stays the same and may come sooner (speculative decoding). Not while several
-                texts are in the batch: they share what it would use.
+            draft: A smaller model that guesses what the model will write: the text stays the same
+                and may come sooner (speculative decoding). Not while several texts are in the
+                batch: they share what it would use.
 
         Raises:
             ClearheadError: The model or the draft is a classifier, their vocabularies differ, or
@@ -82,6 +84,8 @@ class Engine:
         self.bytes_per_position = (keys.nbytes + values.nbytes) // slots // self._cache.capacity
         self._config = replace(model.config, context_length=self._cache.capacity)
         self._draft = Backend(draft) if draft is not None else None
+        if self.why is None and self._draft is not None and self._draft.why is not None:
+            self.why = f"of the draft, {self._draft.why}"
         self._slots = Slots(slots)
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []
@@ -271,9 +275,8 @@ class Engine:
         self._cache.copy(source, text.slot, shared)
         held, logits = self._slots.held[text.slot], self._slots.held[source].logits
         held.prompt, held.logits = [], None  # should the reading be interrupted
-        cache = self._cache.at([text.slot])
-        for start in range(shared, len(prompt), CHUNK):
-            logits = self._reader.read(torch.tensor([prompt[start : start + CHUNK]]), cache)
+        if shared < len(prompt):
+            logits = read(self._reader, prompt, self._cache.at([text.slot]), shared)
         assert logits is not None
         held.prompt, held.logits = prompt, logits
         text.n_shared = text.n_shared or shared
@@ -291,13 +294,9 @@ class Engine:
         )
         found = []
         for row, (text, token) in enumerate(zip(texts, tokens.tolist(), strict=True)):
-            logprob, k = None, text.sampling.logprobs
-            top: tuple[tuple[int, float], ...] = ()
-            if k is not None:
-                lp = log_probabilities(logits[row : row + 1], tokens[row : row + 1], k)
-                logprob = lp.chosen.item()
-                top = tuple(zip(lp.best_ids[0].tolist(), lp.best[0].tolist(), strict=True))
-            found.append(text.append(token, logprob, top))
+            k = text.sampling.logprobs
+            known = () if k is None else chosen_and_best(logits[row : row + 1], token, k)
+            found.append(text.append(token, *known))
         return found
 
     def _leave(self) -> None:

@@ -59,7 +59,7 @@ def choose(
         ClearheadError: The logits are not finite, or a config names a token that they lack.
     """
     assert len(configs) == len(histories) == len(logits)
-    tokens = _most_likely(logits)
+    tokens = most_likely(logits)
     wanted = [row for row, one in enumerate(configs) if one.temperature or one.adjusts]
     for row, values in _rows(logits, wanted):
         ids, p = _distribution(values, configs[row], histories[row])
@@ -85,7 +85,7 @@ def probabilities(
         ClearheadError: As `choose`.
     """
     assert len(configs) == len(histories) == len(logits)
-    _most_likely(logits)
+    most_likely(logits)
     result = np.zeros(logits.shape)  # [B, V]
     for row, values in _rows(logits, range(len(logits))):
         ids, p = _distribution(values, configs[row], histories[row])
@@ -122,6 +122,15 @@ def log_probabilities(
     chosen = scores.gather(1, ids.to(scores.device)[:, None])[:, 0]
     best = scores.topk(min(k, logits.shape[-1]))
     return LogProbabilities(chosen.cpu(), best.values.cpu(), best.indices.cpu())
+
+
+def chosen_and_best(
+    logits: Float[Tensor, "1 V"], token: int, k: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return one token's log-probability, and the k most likely tokens with theirs."""
+    found = log_probabilities(logits, torch.tensor([token]), k)
+    best = zip(found.best_ids[0].tolist(), found.best[0].tolist(), strict=True)
+    return found.chosen.item(), tuple(best)
 
 
 def adjust(
@@ -188,7 +197,7 @@ def _distribution(
     return ids, softmax(logits)
 
 
-def _most_likely(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+def most_likely(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """Return the most likely token of each row, and refuse logits that are no numbers."""
     values = logits.detach().float().cpu().numpy()
     best = values.argmax(-1)  # [B]

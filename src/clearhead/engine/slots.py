@@ -1,13 +1,12 @@
 """Which text lies in which slot of the cache, and what of it another text may share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 128
-"""A text is read in pieces of this many tokens, so that texts with the same beginning compute it by
-the same operations: what one of them computed is, bit for bit, what the other would."""
+from clearhead.engine.reading import CHUNK
 
 
 @dataclass
@@ -23,13 +22,8 @@ class Slot:
         """Return how many of the prompt's tokens need not be computed again."""
         if prompt == self.prompt:
             return len(prompt)
-        alike = 0
-        for ours, theirs in zip(prompt, self.prompt, strict=False):
-            if ours != theirs:
-                break
-            alike += 1
         # The last token is read again, since what follows it is wanted.
-        return min(alike, len(prompt) - 1, len(self.prompt)) // CHUNK * CHUNK
+        return min(n_alike(prompt, self.prompt), len(prompt) - 1) // CHUNK * CHUNK
 
 
 class Slots:
@@ -56,3 +50,9 @@ class Slots:
     def free(self, slot: int) -> None:
         """Let another text have a slot; what it holds may be shared until then."""
         self._free.append(slot)
+
+
+def n_alike(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return with how many of the same tokens two texts begin."""
+    shorter = min(len(ids), len(others))
+    return next((at for at in range(shorter) if ids[at] != others[at]), shorter)

@@ -15,8 +15,8 @@ import torch
 
 from clearhead.engine.config import SamplingConfig
 from clearhead.engine.history import History
+from clearhead.engine.reading import read
 from clearhead.engine.sampling import choose
-from clearhead.engine.slots import CHUNK
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, KVCache
 from clearhead.native import FEW, Backend
@@ -123,8 +123,7 @@ class Draft:
         while self._read[:alike] != ids[:alike]:
             alike -= 1
         self._cache.truncate(0, alike)
-        for start in range(alike, len(ids), CHUNK):
-            logits = self._reader.read(torch.tensor([ids[start : start + CHUNK]]), self._cache)
+        logits = read(self._reader, ids, self._cache, alike)
         self._read = ids
         return logits
 

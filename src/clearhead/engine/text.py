@@ -61,19 +61,7 @@ class Text:
         is_finished: Callable[[int, Sequence[int]], bool] | None = None,
     ) -> None:
         """Check a request; its arguments are those of `Engine.submit`."""
-        if when_full not in ("stop", "slide", "error"):
-            raise ClearheadError(
-                f"when_full is {when_full!r}; it must be 'stop', 'slide' or 'error'"
-            )
-        sampling.check_vocabulary(config.vocab_size)
-        prompt = _checked(prompt, row, config)
-        longest = len(prompt) + sampling.max_new_tokens - 1
-        if when_full == "error" and longest > config.context_length:
-            raise ClearheadError(
-                f"prompt {row} has {len(prompt)} tokens, and with max_new_tokens="
-                f"{sampling.max_new_tokens} the text does not fit into the model's context of "
-                f"{config.context_length}; shorten one of them"
-            )
+        prompt = checked_prompt(prompt, sampling, config, row=row, when_full=when_full)
         if seed is None:
             seed = fresh_seed() if sampling.seed is None else sampling.seed
         self.history = History(prompt)
@@ -102,7 +90,7 @@ class Text:
         self.unread = []
 
     def append(
-        self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]
+        self, token: int, logprob: float | None = None, top: tuple[tuple[int, float], ...] = ()
     ) -> GeneratedToken:
         """Add a chosen token, and see whether the text ends by it."""
         history, new_ids = self.history, self.history.new_ids
@@ -140,8 +128,22 @@ class Text:
         return self.n_read == 0
 
 
-def _checked(prompt: Sequence[int], row: int, config: GPTConfig) -> list[int]:
-    """Return the prompt as plain numbers, or say what is wrong with it."""
+def checked_prompt(
+    prompt: Sequence[int],
+    sampling: SamplingConfig,
+    config: GPTConfig,
+    *,
+    row: int = 0,
+    when_full: WhenFull = "stop",
+) -> list[int]:
+    """Return a request's prompt as plain numbers.
+
+    Raises:
+        ClearheadError: Something is wrong with the request, as `Engine.submit` tells.
+    """
+    if when_full not in ("stop", "slide", "error"):
+        raise ClearheadError(f"when_full is {when_full!r}; it must be 'stop', 'slide' or 'error'")
+    sampling.check_vocabulary(config.vocab_size)
     ids = [index(token) for token in prompt]
     if not ids:
         raise ClearheadError(f"prompt {row} is empty; let it start with the end-of-text token")
@@ -156,5 +158,12 @@ def _checked(prompt: Sequence[int], row: int, config: GPTConfig) -> list[int]:
             f"prompt {row} has {len(ids)} tokens, {len(ids) - config.context_length} more than "
             f"the model's context of {config.context_length}; shorten it, or drop its beginning "
             "by --truncate left"
+        )
+    longest = len(ids) + sampling.max_new_tokens - 1
+    if when_full == "error" and longest > config.context_length:
+        raise ClearheadError(
+            f"prompt {row} has {len(ids)} tokens, and with max_new_tokens="
+            f"{sampling.max_new_tokens} the text does not fit into the model's context of "
+            f"{config.context_length}; shorten one of them"
         )
     return ids

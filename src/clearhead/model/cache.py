@@ -97,9 +97,13 @@ class KVCache:
         """Keep only the first `n_tokens` tokens of a slot."""
         self.lengths[slot] = n_tokens
 
-    def copy(self, source: int, target: int, n_tokens: int) -> None:
-        """Let a slot hold the first `n_tokens` tokens of another, in place of its own."""
+    def copy(self, source: int, target: int, n_tokens: int, *, start: int = 0) -> None:
+        """Let a slot hold the first `n_tokens` tokens of another; it has the first `start` already.
+
+        What it held beyond those is gone.
+        """
         if source != target:
-            self.keys[:, target, :, :n_tokens] = self.keys[:, source, :, :n_tokens]
-            self.values[:, target, :, :n_tokens] = self.values[:, source, :, :n_tokens]
+            new = slice(start, n_tokens)
+            self.keys[:, target, :, new] = self.keys[:, source, :, new]
+            self.values[:, target, :, new] = self.values[:, source, :, new]
         self.truncate(target, n_tokens)
