@@ -16,7 +16,7 @@ SAYS = {
     "data": "text to shards, shards to batches",
     "lens": "looks inside, and proves it",
     "engine": "sampling; speaks token ids only",
-    "native": "a block for a few tokens, in C++",
+    "native": "the next tokens, in C++",
     "quantize": "swaps linear layers, from outside",
     "model": "the one decoder",
     "tokenizer": "text to ids and back",
