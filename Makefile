@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 2
+KERNELS := $(wildcard src/clearhead/native/*.h src/clearhead/native/*.cpp)
 PEER = $(if $(NANOGPT),--nanogpt $(NANOGPT))
 WRITER = $(if $(LLAMA_BENCH),--llama-bench $(LLAMA_BENCH))
 
@@ -46,13 +47,13 @@ bench: $(VENV)/dev.stamp
 clean:
 	rm -rf $(VENV) runs site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-$(VENV)/run.stamp: pyproject.toml constraints.txt
+$(VENV)/run.stamp: pyproject.toml constraints.txt $(KERNELS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing clearhead into $(VENV) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml constraints.txt
+$(VENV)/dev.stamp: pyproject.toml constraints.txt $(KERNELS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,tensorboard]'
 	@touch $@
