@@ -253,7 +253,7 @@ def test_a_second_ctrl_c_breaks_off(type_in, monkeypatch):
 
     status, out, err = type_and_press("One?", "/undo", EOFError)
     assert (status, out) == (0, [])
-    assert "broken off: the question is not kept" in err
+    assert "broken off; the conversation is as it was" in err
     assert "error: nothing was asked yet" in err
 
 

@@ -143,7 +143,7 @@ class Chat:
             try:
                 answer = ask(on_text=on_text, cancelled=lambda: stop.requested)
             except KeyboardInterrupt:  # the second one, while the first is not heeded yet
-                self._say("\nbroken off: the question is not kept")
+                self._say("\nbroken off; the conversation is as it was")
             else:
                 self._show(answer)
 
@@ -175,7 +175,7 @@ class Chat:
 
     def _tell(self, words: str) -> None:
         self._conversation.system = words
-        self._say("the model is told it before all questions" if words else "no system message")
+        self._say("the model is told this before all questions" if words else "no system message")
 
     def _save(self, name: str) -> None:
         if not name:

@@ -68,14 +68,14 @@ class Lines:
             return line.removesuffix("\n") if line else None
         if not self._on_screen:  # input would write the prompt among the answers
             print(prompt, end="", file=sys.stderr, flush=True)
+        lines: list[str] = []
         try:
-            lines = [input(prompt if self._on_screen else "")]
+            lines.append(input(prompt if self._on_screen else ""))
             while not self._pastes_whole and _is_waiting():
                 lines.append(input())
         except EOFError:
             self._end_line()
-            return None
-        return "\n".join(lines)
+        return "\n".join(lines) if lines else None
 
     def _end_line(self) -> None:
         if self.interactive:
