@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clearhead.finetune import Metrics, Predictions
     from clearhead.model import GPT, GPTConfig, KVCache, preset
     from clearhead.recipes.classify import classify, evaluate_classifier
+    from clearhead.recipes.completion import Completion
     from clearhead.recipes.convert import (
         Conversion,
         export_checkpoint,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from clearhead.recipes.evaluate import TaskResult, compare_models, evaluate_model
     from clearhead.recipes.finetune import fine_tune
     from clearhead.recipes.finetune_config import ClassifyConfig, InstructConfig, PreferConfig
-    from clearhead.recipes.generate import Completion, generate
+    from clearhead.recipes.generate import generate
     from clearhead.recipes.ledger import Stage, read_ledger
     from clearhead.recipes.load import load
     from clearhead.recipes.merge import Merge, merge_checkpoint
@@ -108,7 +109,7 @@ __all__ = [
 _HOMES = {
     "GPT": "model.GPT",
     "CheckpointInfo": "checkpoint.CheckpointInfo",
-    "Completion": "recipes.generate.Completion",
+    "Completion": "recipes.completion.Completion",
     "Conversion": "recipes.convert.Conversion",
     "Downloaded": "checkpoint.download.Downloaded",
     "Engine": "engine.Engine",

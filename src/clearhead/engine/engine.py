@@ -39,8 +39,8 @@ class Engine:
 
     Attributes:
         backend: The native kernels' instruction set, or "torch".
-        why: Why torch computes and not the native kernels, or does so for the draft; None if it
-            does not.
+        why: Why torch computes the model, or else the draft, and not the native kernels; None if
+            they do.
         n_read: How many tokens were computed so far, prompts' and new ones.
     """
 
@@ -81,7 +81,7 @@ class Engine:
             self._draft = drafted.model
             self._modules += drafted.model.modules()
             if self.why is None and drafted.why is not None:
-                self.why = f"of the draft, {drafted.why}"
+                self.why = f"the draft is computed by torch: {drafted.why}"
         dtype, device = model.position_embedding.weight.dtype, model.device
         with torch.inference_mode():
             self._cache = KVCache(
