@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clearhead.recipes.bench import GenerationBench, bench_generate
     from clearhead.recipes.chat import Answer, Conversation
     from clearhead.recipes.classify import classify, evaluate_classifier
+    from clearhead.recipes.completion import Completion
     from clearhead.recipes.convert import (
         Conversion,
         export_checkpoint,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from clearhead.recipes.evaluate import TaskResult, compare_models, evaluate_model
     from clearhead.recipes.finetune import fine_tune
     from clearhead.recipes.finetune_config import ClassifyConfig, InstructConfig, PreferConfig
-    from clearhead.recipes.generate import Completion, generate
+    from clearhead.recipes.generate import generate
     from clearhead.recipes.ledger import Stage, read_ledger
     from clearhead.recipes.load import load
     from clearhead.recipes.merge import Merge, merge_checkpoint
@@ -114,7 +115,7 @@ __all__ = [
 _HOMES = {
     "GPT": "model.GPT",
     "CheckpointInfo": "checkpoint.CheckpointInfo",
-    "Completion": "recipes.generate.Completion",
+    "Completion": "recipes.completion.Completion",
     "Answer": "recipes.chat.Answer",
     "Conversation": "recipes.chat.Conversation",
     "Conversion": "recipes.convert.Conversion",

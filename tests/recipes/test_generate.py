@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from clearhead.engine import SEEDS, SamplingConfig
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, GPTConfig
-from clearhead.recipes.generate import Completion, generate
+from clearhead.recipes.completion import Completion
+from clearhead.recipes.generate import generate
 from clearhead.recipes.text_stream import TextStream
 
 GREEDY = SamplingConfig(temperature=0)

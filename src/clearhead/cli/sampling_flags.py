@@ -13,8 +13,8 @@ class SamplingFlags:
 
     tokens: int = SamplingConfig.max_new_tokens
     """The most tokens to generate."""
-    temperature: float = SamplingConfig.temperature
-    """Below 1 bolder, above 1 more varied; 0 takes the most likely token."""
+    temperature: float | None = None
+    """Below 1 bolder, above 1 more varied; 0 takes the most likely token. 1 where one is drawn."""
     top_k: int = SamplingConfig.top_k
     """Draw from the k most likely tokens only; 0 for all."""
     top_p: float = SamplingConfig.top_p
@@ -38,10 +38,17 @@ class SamplingFlags:
     seed: int | None = SamplingConfig.seed
     """The same seed gives the same text; without one every run differs."""
 
-    def config(self) -> SamplingConfig:
-        """Return how tokens are chosen."""
+    def config(
+        self, *, temperature: float = SamplingConfig.temperature, logprobs: int | None = None
+    ) -> SamplingConfig:
+        """Return how tokens are chosen.
+
+        Args:
+            temperature: What it is unless given.
+            logprobs: As in `SamplingConfig`.
+        """
         return SamplingConfig(
-            temperature=self.temperature,
+            temperature=temperature if self.temperature is None else self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
@@ -52,6 +59,7 @@ class SamplingFlags:
             logit_bias=dict(_bias(one) for one in self.logit_bias),
             min_new_tokens=self.min_tokens,
             max_new_tokens=self.tokens,
+            logprobs=logprobs,
             seed=self.seed,
         )
 

@@ -15,6 +15,7 @@ from clearhead.engine.sampling import (
     log_probabilities,
     probabilities,
 )
+from clearhead.engine.speculative import Speculation
 from clearhead.engine.text import FinishReason, GeneratedToken, Text, WhenFull
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Hypothesis",
     "LogProbabilities",
     "SamplingConfig",
+    "Speculation",
     "Text",
     "WhenFull",
     "adjust",

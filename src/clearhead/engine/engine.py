@@ -39,8 +39,8 @@ class Engine:
 
     Attributes:
         backend: The native kernels' instruction set, or "torch".
-        why: Why torch computes and not the native kernels, or does so for the draft; None if it
-            does not.
+        why: Why torch computes the model, or else the draft, and not the native kernels; None if
+            they do.
         n_read: How many tokens were computed so far, prompts' and new ones.
         bytes_per_position: Bytes of the keys and values of one token.
     """
@@ -85,7 +85,7 @@ class Engine:
         self._config = replace(model.config, context_length=self._cache.capacity)
         self._draft = Backend(draft) if draft is not None else None
         if self.why is None and self._draft is not None and self._draft.why is not None:
-            self.why = f"of the draft, {self._draft.why}"
+            self.why = f"the draft is computed by torch: {self._draft.why}"
         self._slots = Slots(slots)
         self._waiting: deque[Text] = deque()
         self._running: list[Text] = []

@@ -61,6 +61,10 @@ class Tokenizer(ABC):
         """SHA-256 of `to_json()` in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def agrees_with(self, other: "Tokenizer") -> bool:
+        """Say whether each id stands for the same bytes in both, and ends a text in both."""
+        return self._pieces == other._pieces and self.end_of_text == other.end_of_text
+
     @abstractmethod
     def encode_ordinary(self, text: str) -> UInt32[np.ndarray, " N"]:
         """Return the ids of `text`, in which nothing is special.
