@@ -36,7 +36,7 @@ MEASURES = (
     "first_token_ms",
 )
 PROMPT = "The first thing that one sees is"
-CIRCLES, TEXTS, BITS_OF_CIRCLES = 256, 6, 16
+CIRCLES, TEXTS, BITS_OF_CIRCLES = 128, 4, 16
 
 
 def measure(write: writers.Writer) -> dict[str, float | None]:
@@ -77,7 +77,7 @@ def limits() -> dict[str, Any]:
 
     from clearhead.recipes.limits import memory_bandwidth
 
-    found = memory_bandwidth()
+    found = memory_bandwidth(times=12)
     return {"bandwidth": found.per_second, "by": found.by, "threads": torch.get_num_threads()}
 
 
@@ -239,6 +239,7 @@ def run(work: Path, rounds: int, program: Path | None, left_out: set[str]) -> di
     ]
     return {
         "rounds": rounds,
+        "at_most_s": AT_MOST,
         "peers": there,
         "short": SHORT,
         "long": LONG,
@@ -286,7 +287,8 @@ def main() -> None:
     )
     parser.add_argument("--llama-bench", type=Path, help="a native build's program")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without", nargs="+", default=[], help="peers to leave out")
+    peers = [name for name in writers.KINDS if name != "clearhead"]
+    parser.add_argument("--without", nargs="+", default=[], choices=peers, help="leave peers out")
     parser.add_argument("--work", type=Path, help="a folder for the models, to be kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)

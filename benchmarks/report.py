@@ -253,12 +253,12 @@ def generate(result: dict[str, Any]) -> list[str]:
         f"prompt of {result['short']}; {result['batch']} texts are as many, each with the reading "
         f"of its prompt, all tokens counted together; reading is a prompt of {result['long']} "
         f"tokens; the first token is that after {result['short']}. All are loaded and warm, and "
-        f"the figures are medians of {result['rounds']} processes. In brackets: how many times as "
+        f"the figures are medians of {result['rounds']} rounds. In brackets: how many times as "
         "fast ours is at the same bits. The limit is the memory's speed, "
         f"{result['bandwidth'] / 1e9:.1f} GB/s ({result['bandwidth_by']}), over the bytes of "
         "weights, keys and values that ours reads for a token. llama-bench chooses no tokens. "
-        "A dash stands for what is not there or would take over half a minute. "
-        "`python benchmarks/generate.py --llama-bench PATH`",
+        "A dash stands for what is not there or would take over "
+        f"{result['at_most_s']:.0f} seconds. `python benchmarks/generate.py --llama-bench PATH`",
         "![Tokens in a second of one text, by bits a weight](images/generate.svg)",
         table(
             ["bits", "", *_SPEEDS.values(), "of the limit"],
@@ -308,18 +308,21 @@ def draw_generation(result: dict[str, Any], path: Path) -> None:
         speeds = best.setdefault(one["who"], {})
         speeds[one["bits"]] = max(speeds.get(one["bits"], 0), one["decode_tokens_per_s"])
     groups = sorted({bits for speeds in best.values() for bits in speeds}, reverse=True)
-    width = 0.8 / len(best)
+    width, named = 0.8 / len(best), set[str]()
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for place, (who, speeds) in enumerate(best.items()):
-        at = [groups.index(bits) + (place - (len(best) - 1) / 2) * width for bits in speeds]
-        bars = axes.bar(at, speeds.values(), 0.92 * width, label=who, color=_COLOURS[who])
-        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
     for group, bits in enumerate(groups):
         limit = result["bandwidth"] / result["bytes_per_token"][str(bits)]
-        label = "what the memory allows" if not group else None
-        axes.hlines(limit, group - 0.42, group + 0.42, "#333333", "--", label=label, linewidth=1.2)
-        axes.annotate(f"{limit:.0f}", (group + 0.42, limit), fontsize=8, va="center")
+        label = None if group else "what the memory allows"
+        axes.hlines(limit, group - 0.42, group + 0.42, "#333333", "--", label=label, linewidth=1)
+        axes.annotate(f"{limit:.0f}", (group + 0.43, limit), fontsize=8, va="center")
+        here = [who for who, speeds in best.items() if bits in speeds]
+        for place, who in enumerate(here):
+            at = group + (place - (len(here) - 1) / 2) * width
+            label = None if who in named else who
+            named.add(who)
+            bar = axes.bar(at, best[who][bits], 0.92 * width, label=label, color=_COLOURS[who])
+            axes.bar_label(bar, fmt="%.0f", fontsize=8, padding=2, bbox=_BEHIND)
     axes.set_xticks(range(len(groups)), [f"{bits} bits" for bits in groups])
     axes.set_ylabel("tokens/s, one text")
     axes.set_title("Writing with gpt2-124m", loc="left", fontsize=11)
@@ -328,6 +331,7 @@ def draw_generation(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _COLOURS = {
     "clearhead": "#00897b",
     "llama.cpp": "#b0793a",
