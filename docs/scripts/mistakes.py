@@ -221,6 +221,15 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
             _char_run,
         ),
         Mistake("clearhead generate runs/book --top-p 1.5", "Give a value in the range."),
+        Mistake(
+            "clearhead generate runs/book --beams 4 --temperature 0.8",
+            "Beam search draws nothing: leave out `--temperature`, `--top-k` and their like.",
+        ),
+        Mistake(
+            "clearhead generate runs/book --draft runs/char",
+            "A draft guesses token ids. Train one with the model's tokenizer: `--tokenizer` takes a "
+            "checkpoint's folder.",
+        ),
     ),
     "Prepared folders": (
         Mistake("clearhead data info letters", "Prepare the corpus first."),
