@@ -286,7 +286,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--llama-bench", type=Path, help="a native build's program")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     peers = [name for name in writers.KINDS if name != "clearhead"]
     parser.add_argument("--without", nargs="+", default=[], choices=peers, help="leave peers out")
     parser.add_argument("--work", type=Path, help="a folder for the models, to be kept")

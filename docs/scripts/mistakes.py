@@ -222,6 +222,15 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         ),
         Mistake("clearhead generate runs/book --top-p 1.5", "Give a value in the range."),
         Mistake(
+            "clearhead generate runs/book --beams 4 --temperature 0.8",
+            "Beam search draws nothing: leave out `--temperature`, `--top-k` and their like.",
+        ),
+        Mistake(
+            "clearhead generate runs/book --draft runs/char",
+            "A draft guesses token ids. Train one with the model's tokenizer: `--tokenizer` takes a "
+            "checkpoint's folder.",
+        ),
+        Mistake(
             "clearhead chat runs/book",
             "A model that only continues text has nothing to say to a question: [teach it to "
             "answer](instruct.md), or let it continue yours.",
