@@ -227,8 +227,8 @@ SECTIONS: dict[str, tuple[Mistake, ...]] = {
         ),
         Mistake(
             "clearhead generate runs/book --draft runs/char",
-            "A draft guesses token ids. Train one with the model's tokenizer: `--tokenizer` takes a "
-            "checkpoint's folder.",
+            "A draft guesses token ids. Train one with the model's tokenizer: `--tokenizer` takes "
+            "a checkpoint's folder.",
         ),
         Mistake(
             "clearhead chat runs/book",
