@@ -104,13 +104,14 @@ class _Kernels:
 
     def takes(self, ids: Int[Tensor, "B T"], cache: KVCache) -> bool:
         """Say whether the kernels compute so many tokens, and faster than torch."""
-        return ids.shape[1] <= self._most and cache.keys.device.type == "cpu"
+        known = cache.keys.device.type == "cpu" and cache.keys.dtype in _KINDS
+        return known and 0 < ids.shape[1] <= self._most
 
     def read(
         self, ids: Int[Tensor, "B T"], cache: KVCache, all_logits: bool
     ) -> Float[Tensor, "B *T V"]:
         batch, length = ids.shape
-        ids, keys, threads = ids.contiguous(), cache.keys, torch.get_num_threads()
+        ids, keys, threads = ids.long().contiguous(), cache.keys, torch.get_num_threads()
         logits = torch.empty((batch, length, self._n_logits)[:: 1 if all_logits else 2])
         place = native.Cache(
             keys=keys.data_ptr(),

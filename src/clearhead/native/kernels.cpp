@@ -155,10 +155,10 @@ static void add_row(const Matrix &m, long row, float *x) {
         });
     const _Float16 *scales = m.scales + row * padded(m.columns) / m.group;
     for (long k = 0; k < m.columns; k += BLOCK, from += row_bytes(m.kind, BLOCK)) {
-        int16_t values[BLOCK];
-        m.kind == I8 ? unpack<I8>(from, (svec *)values) : unpack<I4>(from, (svec *)values);
+        svec values[64 / W];
+        m.kind == I8 ? unpack<I8>(from, values) : unpack<I4>(from, values);
         for (long i = 0; i < BLOCK && k + i < m.columns; i++)
-            x[k + i] += values[i] * (float)scales[(k + i) / m.group];
+            x[k + i] += values[i / (2 * W)][i % (2 * W)] * (float)scales[(k + i) / m.group];
     }
 }
 

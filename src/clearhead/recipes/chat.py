@@ -12,7 +12,7 @@ from clearhead.engine import SEEDS, Engine, FinishReason, SamplingConfig, fresh_
 from clearhead.errors import ClearheadError
 from clearhead.files import atomic_write
 from clearhead.model import GPT
-from clearhead.recipes.text_stream import TextStream
+from clearhead.recipes.writing import Writing, room
 from clearhead.tokenizer import END_OF_TEXT, Message, Tokenizer, render_chat
 
 
@@ -121,10 +121,10 @@ class Conversation:
     def system(self, content: str) -> None:
         if END_OF_TEXT in content:
             raise ClearheadError(f"the system message holds {END_OF_TEXT}; write another")
-        n_tokens, room = len(self._encode(content, [], "")), self._room()
-        if n_tokens >= room:
+        n_tokens, most = len(self._encode(content, [], "")), self._room()
+        if n_tokens >= most:
             raise ClearheadError(
-                f"the system message takes {n_tokens} tokens, and there are {room} for it and a "
+                f"the system message takes {n_tokens} tokens, and there are {most} for it and a "
                 f"question in a context of {self._context_length}; shorten it, or lower "
                 "max_new_tokens"
             )
@@ -139,7 +139,7 @@ class Conversation:
         self,
         question: str,
         *,
-        on_text: Callable[[str], object] | None = None,
+        on_text: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Answer:
         """Ask, and keep question and answer.
@@ -164,36 +164,29 @@ class Conversation:
         text = self.engine.submit(
             prompt, replace(self.sampling, stop_token_ids=stop_ids), seed=seed
         )
-        stream, said, times = TextStream(self._stop), "", list[float]()
-
-        def say(piece: str) -> str:
-            if piece and on_text:
-                on_text(piece)
-            return said + piece
-
+        writing, times = Writing(self._tokenizer, self._stop, on_text), list[float]()
         try:
             for token in self.engine.stream(text):
                 times.append(perf_counter() - start)
-                if token.token_id not in stop_ids:
-                    said = say(stream.push(self._tokenizer.decode_bytes([token.token_id])))
-                if stream.stop is not None or (cancelled and cancelled()):
+                ended = token.token_id not in stop_ids and writing.read(token.token_id)
+                if ended or (cancelled and cancelled()):
                     break
         finally:
             if not text.ended:
                 self.engine.cancel(text)
-        said = say(stream.close())
+        writing.close(perf_counter() - start)
         answer = Answer(
             question=question,
-            text=said,
+            text=writing.text,
             token_ids=tuple(text.history.new_ids),
-            finish_reason="stop" if stream.stop else text.finish_reason or "cancelled",
-            stop=stream.stop,
+            finish_reason="stop" if writing.stop else text.finish_reason or "cancelled",
+            stop=writing.stop,
             prompt_token_ids=tuple(prompt),
             n_shared=text.n_shared,
             n_left_out=n_left_out,
             seed=seed,
             seconds_to_first=times[0] if times else None,
-            seconds=times[-1] if times else perf_counter() - start,
+            seconds=times[-1] if times else writing.seconds,
         )
         self.exchanges.append((question, answer.text))
         self._n_asked += 1
@@ -212,7 +205,7 @@ class Conversation:
     def retry(
         self,
         *,
-        on_text: Callable[[str], object] | None = None,
+        on_text: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Answer:
         """Ask the last question again, in place of its answer; the arguments are those of `ask`.
@@ -258,26 +251,23 @@ class Conversation:
         return (first + self._n_asked) % SEEDS
 
     def _room(self) -> int:
-        """Return how many tokens a prompt may have, for `max_new_tokens` to fit where possible."""
-        # The last new token needs no position: it is never read.
-        whole = self._context_length + 1
-        return max(whole - self.sampling.max_new_tokens, whole // 2)
+        return room(self._context_length, self.sampling.max_new_tokens)
 
     def _fitted(self, question: str) -> tuple[list[int], int]:
         """Return the prompt, and how many exchanges it leaves out: as few as make it fit."""
-        room = self._room()
+        most = self._room()
 
         def prompt(n_left_out: int) -> list[int]:
             return self._encode(self.system, self.exchanges[n_left_out:], question)
 
         n_left_out = bisect_left(
-            range(len(self.exchanges)), True, key=lambda n: len(prompt(n)) <= room
+            range(len(self.exchanges)), True, key=lambda n: len(prompt(n)) <= most
         )
         ids = prompt(n_left_out)
-        if len(ids) > room:
+        if len(ids) > most:
             what = "with the system message it takes" if self.system else "it takes"
             raise ClearheadError(
-                f"the question is too long: {what} {len(ids)} tokens, and there are {room} for it "
+                f"the question is too long: {what} {len(ids)} tokens, and there are {most} for it "
                 f"in a context of {self._context_length}; shorten it, or lower max_new_tokens"
             )
         return ids, n_left_out

@@ -84,8 +84,8 @@ class Request:
         self.sampling = replace(sampling, stop_token_ids=ids)
         # An empty prompt is the end-of-text token, as before a document.
         whole = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
-        room = _room(model.config.context_length, sampling.max_new_tokens)
-        self.prompt_ids = whole[-room:] if truncate == "left" else whole
+        most = room(model.config.context_length, sampling.max_new_tokens)
+        self.prompt_ids = whole[-most:] if truncate == "left" else whole
         self.n_dropped = len(whole) - len(self.prompt_ids)
 
     def completion(
@@ -214,7 +214,7 @@ def search(
     return completions
 
 
-def _room(context_length: int, max_new_tokens: int) -> int:
+def room(context_length: int, max_new_tokens: int) -> int:
     """Return how many tokens of a prompt are kept, for `max_new_tokens` to fit where possible."""
     # The last new token needs no position: it is never read.
     return max(context_length + 1 - max_new_tokens, (context_length + 1) // 2)
