@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.optim import Muon
 
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT, GPTConfig
+from clearhead.train.muon import Float32Muon, orthogonalised
 from clearhead.train.optim import (
     OptimizerConfig,
     build_optimizers,
@@ -37,6 +39,40 @@ def test_muon_takes_the_matrices_inside_the_blocks():
     _, muon = build_optimizers(model, OptimizerConfig(kind="muon"))
     inside = {p for p in model.blocks.parameters() if p.ndim == 2}
     assert set(muon.param_groups[0]["params"]) == inside
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (8, 8)])
+def test_muon_in_fp32_goes_where_torch_s_goes(shape):
+    torch.manual_seed(0)
+    start, settings = torch.randn(shape), {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.9}
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = Float32Muon([ours], **settings), Muon([theirs], **settings)
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(shape)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()  # theirs is rounded to bf16
+    buffers = [
+        o.state[p]["momentum_buffer"] for o, p in zip(optimizers, (ours, theirs), strict=True)
+    ]
+    assert torch.equal(*buffers)
+
+
+def test_orthogonalised_is_the_polynomial_of_the_singular_values():
+    torch.manual_seed(0)
+    matrix, (a, b, c) = torch.randn(5, 9, dtype=torch.float64), (3.4445, -4.7750, 2.0315)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / matrix.norm()
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    for one, expected in ((matrix, u * s @ vt), (matrix.T, (u * s @ vt).T)):
+        torch.testing.assert_close(orthogonalised(one, (a, b, c), 5, 1e-7), expected)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, Float32Muon), (torch.bfloat16, Muon)])
+def test_muon_computes_in_the_run_s_type(dtype, kind):
+    _, muon = build_optimizers(GPT(CONFIG), OptimizerConfig(kind="muon"), dtype)
+    assert type(muon) is kind
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -78,8 +78,8 @@ class Trainer:
         self.run, self.model, self.tokenizer = run, model, tokenizer
         self.objective, self.config, self.save = objective, config, save
         self.documents, self.observers, self.measure = documents, observers, measure
-        self.optimizers = build_optimizers(model, config.optimizer)
         self.dtype = getattr(torch, config.dtype)
+        self.optimizers = build_optimizers(model, config.optimizer, self.dtype)
         self.log = MetricsLog(run)
         self.state = TrainerState(steps=config.steps)
         self.evaluation: Evaluation | None = None

@@ -10,6 +10,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT
+from clearhead.train.muon import Float32Muon
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,18 @@ class OptimizerConfig:
                 raise ClearheadError(f"optimizer.{name} is {value}; it must be 0 or more")
 
 
-def build_optimizers(model: GPT, config: OptimizerConfig) -> list[Optimizer]:
+def build_optimizers(
+    model: GPT, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> list[Optimizer]:
     """Make the optimisers for all weights of `model` that are to be learnt.
 
     Each group's `full_lr` is its full rate. The factors that LoRA puts beside a weight are no
     weights: Muon would make of each a rotation, so AdamW learns them, decayed as any matrix is.
+
+    Args:
+        model: The model.
+        config: Which optimiser, and how fast.
+        dtype: What the run's matrix products are computed in, Muon's too.
 
     Source: AdamW, Loshchilov & Hutter 2019; Muon, Jordan et al. 2024.
     """
@@ -73,7 +81,7 @@ def build_optimizers(model: GPT, config: OptimizerConfig) -> list[Optimizer]:
     optimizers: list[Optimizer] = [adamw]
     if hidden:
         optimizers.append(
-            Muon(
+            (Muon if dtype == torch.bfloat16 else Float32Muon)(
                 hidden,
                 lr=config.muon_learning_rate,
                 weight_decay=config.weight_decay,
