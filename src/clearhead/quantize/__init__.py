@@ -1,6 +1,6 @@
 """Quantised weights: linear layers that hold 8 or 4 bits a weight, swapped in from outside."""
 
-from clearhead.quantize.convert import is_quantized, quantize_nearest
+from clearhead.quantize.convert import check_sizes, is_quantized, quantize_nearest
 from clearhead.quantize.gptq import gptq, quantize_calibrated
 from clearhead.quantize.linear import (
     BITS,
@@ -17,6 +17,7 @@ __all__ = [
     "GROUPS",
     "QuantizedEmbedding",
     "QuantizedLinear",
+    "check_sizes",
     "gptq",
     "is_quantized",
     "pack",

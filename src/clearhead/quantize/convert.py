@@ -53,10 +53,7 @@ def check(model: GPT, bits: int, group: int) -> None:
     Raises:
         ClearheadError: As `quantize_nearest`.
     """
-    if bits not in BITS:
-        raise ClearheadError(f"bits is {bits!r}; it must be 8 or 4")
-    if group not in GROUPS:
-        raise ClearheadError(f"group is {group!r}; it must be {', '.join(map(str, GROUPS))}")
+    check_sizes(bits, group)
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             raise ClearheadError(f"the model is quantised already: {name} has {module.bits} bits")
@@ -67,6 +64,18 @@ def check(model: GPT, bits: int, group: int) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise ClearheadError(f"{name} has weights that are not finite numbers")
+
+
+def check_sizes(bits: int, group: int) -> None:
+    """Refuse numbers of bits and sizes of groups that there are not.
+
+    Raises:
+        ClearheadError: As `quantize_nearest`.
+    """
+    if bits not in BITS:
+        raise ClearheadError(f"bits is {bits!r}; it must be 8 or 4")
+    if group not in GROUPS:
+        raise ClearheadError(f"group is {group!r}; it must be {', '.join(map(str, GROUPS))}")
 
 
 def is_quantized(model: GPT) -> bool:

@@ -18,7 +18,7 @@ from clearhead.checkpoint.quantized import quantization_of
 from clearhead.config import from_dict
 from clearhead.errors import ClearheadError
 from clearhead.model import GPT
-from clearhead.quantize import quantize_calibrated, quantize_nearest
+from clearhead.quantize import check_sizes, quantize_calibrated, quantize_nearest
 from clearhead.recipes.texts import read_texts
 from clearhead.tokenizer import Tokenizer
 
@@ -144,6 +144,7 @@ def quantize_checkpoint(
     out = Path(out)
     if out.exists():
         raise ClearheadError(f"{out} exists already; delete it, or choose another name")
+    check_sizes(bits, group)
     folder = checkpoint.resolve(Path(path))
     on_stage(f"reading {folder}")
     before, tokenizer = checkpoint.load(folder, dtype=torch.float32)
