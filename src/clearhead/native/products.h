@@ -19,12 +19,14 @@ struct Product {
     int n;
     bool add = false, gelu = false, exact_gelu = false;
     const char *x = nullptr;  // activations, as `pack` leaves them
-    int n_threads = 1;
+    const float *scales = nullptr;  // theirs, one for each group of weights
+    int groups = 0, n_threads = 1;
 };
 
-constexpr int BLOCK = 128, CHUNK = 512;
-constexpr long AHEAD = 4096;          // bytes: what memory sends a core while it waits for the first
-constexpr long NEAR = 192 * 1024;     // bytes of activations that stay in a core's cache
+constexpr int BLOCK = 128;
+constexpr int PART = 1024, MOST_TOKENS = 48;  // columns and tokens that are computed before the next
+constexpr long AHEAD = 4096;       // bytes: what memory sends a core while it waits for the first
+constexpr long NEAR = 256 * 1024;  // bytes of activations that stay in a core's cache
 constexpr long padded(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
 #if defined(__AVX512BF16__)
@@ -80,13 +82,15 @@ static float round_block(const float *x, long n, int16_t *to) {
     return most / 32767 + sum(unsound);
 }
 
-// Lays n tokens' activations out in blocks, padded with zeros: rounded to bf16 where the machine
-// multiplies it, and to 16 bits for whole weights; then the scales of the groups follow a token's.
-static void pack(const float *x, int n, const Matrix &m, float *packed) {
-    long width = padded(m.columns), rest = width - m.columns;
-    for (int token = 0; token < n; token++, x += m.columns, packed += width) {
-        uint16_t *half = (uint16_t *)packed;
-        float *scales = packed + width / 2;
+// Lays the tokens' activations out, padded with zeros to whole blocks: rounded to bf16 where the
+// machine multiplies it, and to 16 bits for whole weights; then all tokens' scales follow.
+static void pack(const float *x, Product &p, float *packed) {
+    const Matrix &m = p.m;
+    const long width = padded(m.columns), rest = width - m.columns;
+    uint16_t *half = (uint16_t *)packed;
+    float *scales = packed + p.n * width / 2;
+    p.x = (const char *)packed, p.scales = scales;
+    for (int token = 0; token < p.n; token++, x += m.columns, packed += width, half += width) {
         if (m.kind >= I8)
             for (long k = 0; k < width; k += BLOCK) {
                 long count = m.columns - k < BLOCK ? m.columns - k : BLOCK;
@@ -99,150 +103,205 @@ static void pack(const float *x, int n, const Matrix &m, float *packed) {
     }
 }
 
-// The sums of R rows of weights with T tokens.
-template <int kind, int R, int T> struct Tile {
-    static constexpr int AT_ONCE = T == 1 ? 1 : R;  // rows; one alone is read as memory lies
-    const Matrix &m;
-    const char *rows[R], *tokens[T];
-    long row, ahead;  // ahead: bytes to what a later tile reads
-    vec sums[R][T] = {};
+typedef float Scales[PART / 32 + W];  // of a row's groups in a part
 
-    INLINE_MEMBER void add(int r, vec weights, long k) {
+// The sums of R rows of weights with T tokens, over some columns.
+template <int kind, int R, int T> struct Tile {
+    const Product &p;
+    const int row, token;
+    const long first, count;  // columns
+    const long ahead;         // bytes to what a later tile reads
+    const char *rows[R], *tokens[T];  // from the first column on
+
+    INLINE_MEMBER Tile(const Product &p, int row, int token, long first, long count, const char *weights,
+                       long stride, long ahead = 0)
+        : p(p), row(row), token(token), first(first), count(count), ahead(ahead) {
+        constexpr long bytes = kind >= I8 || (kind == BF16 && HAS_BF16) ? 2 : 4;
+        for (int r = 0; r < R; r++) rows[r] = weights + r * stride;
+        for (int t = 0; t < T; t++) tokens[t] = p.x + ((token + t) * padded(p.m.columns) + first) * bytes;
+    }
+
+    INLINE_MEMBER void add(vec (&sums)[T][R], int r, vec weights, long k) const {
 #pragma GCC unroll 4
-        for (int t = 0; t < T; t++) sums[r][t] += weights * load((const float *)tokens[t] + k);
+        for (int t = 0; t < T; t++) sums[t][r] += weights * load((const float *)tokens[t] + k);
     }
 
     // Calls `take` for each `step` weights of each row. What remains at a row's end is copied, so
     // that nothing behind the matrix is read.
-    template <class Number, int step, class Take> INLINE_MEMBER void each(Take take) {
+    template <class Number, int step, class Take> INLINE_MEMBER void each(Take take) const {
         long k = 0;
-        for (; k + step <= m.columns; k += step)
+        for (; k + step <= count; k += step)
             for (int r = 0; r < R; r++) {
                 if (T == 1) __builtin_prefetch(rows[r] + ahead + k * sizeof(Number));
                 take(r, (const Number *)rows[r] + k, k);
             }
-        for (int r = 0; r < R && k < m.columns; r++) {
+        for (int r = 0; r < R && k < count; r++) {
             Number last[step] = {};
-            memcpy(last, (const Number *)rows[r] + k, (m.columns - k) * sizeof(Number));
+            memcpy(last, (const Number *)rows[r] + k, (count - k) * sizeof(Number));
             take(r, last, k);
         }
     }
 
-    // Adds the products of a block of whole weights from k on, with their groups' factors.
-    INLINE_MEMBER void add_block(vec (&found)[AT_ONCE][T], int first, long k,
-                                 const float (*factors)[T][CHUNK / 32], int shift) {
+    // Adds the products of widened weights, a group in `steps` vectors.
+    template <int steps> INLINE_MEMBER void add_widened(vec (&sums)[T][R], const Scales *scales) const {
+        constexpr long bytes = steps * sizeof(svec);
+        const long n_groups = padded(count) * 2 / bytes, before = first * 2 / bytes;
+        float factors[T][R][2 * PART / bytes + W];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+            for (long i = 0; i < n_groups; i += W) {
+                vec of_token = load(p.scales + (long)(token + t) * p.groups + before + i);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) store(factors[t][r] + i, load(scales[r] + i) * of_token);
+            }
+        for (long group = 0; group < n_groups; group++) {
+            ivec whole[T][R];
+#pragma GCC unroll 16
+            for (long at = group * bytes, step = 0; step < steps; step++, at += sizeof(svec)) {
+                svec activations[T];
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++) activations[t] = *(const svec_at *)(tokens[t] + at);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    svec weights = *(const svec_at *)(rows[r] + at);
+                    IN_REGISTER(weights);
+#pragma GCC unroll 4
+                    for (int t = 0; t < T; t++) {
+                        ivec product = pairs(weights, activations[t]);
+                        whole[t][r] = step ? whole[t][r] + product : product;
+                        IN_REGISTER(whole[t][r]);
+                    }
+                }
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < R * T; i++)
+                sums[i / R][i % R] += factors[i / R][i % R][group] *
+                                      __builtin_convertvector(whole[i / R][i % R], vec);
+        }
+    }
+
+    // Adds the products of a block of a row's weights of few bits, whose groups are of 32 << shift.
+    INLINE_MEMBER void add_block(vec &sum, const char *from, const char *token, const float *factors,
+                                 int shift) const {
         constexpr int STEPS = 16 / W;
         svec unpacked[64 / W];
-        if constexpr (kind != I16) {
-            const char *from = rows[first] + k * (kind == I8 ? 2 : 1) / 2;
-            unpack<kind>(from, unpacked);
-            __builtin_prefetch(from + ahead);
-            if (kind == I8) __builtin_prefetch(from + ahead + 64);
-        }
-        ivec whole[AT_ONCE][T] = {};
-#pragma GCC unroll 16
-        for (int step = 0; step < 64 / W; step++) {
-            long at = 2 * (k + 2 * W * step);
+        unpack<kind>(from, unpacked);
+        for (long i = 0; i < row_bytes(kind, BLOCK); i += 64) __builtin_prefetch(from + ahead + i);
+        ivec whole = {};
 #pragma GCC unroll 4
-            for (int r = 0; r < AT_ONCE; r++) {
-                svec weights = kind == I16 ? *(const svec_at *)(rows[first + r] + at) : unpacked[step];
-                if (T > 1) IN_REGISTER(weights);
+        for (int slice = 0; slice < 4; slice++) {
 #pragma GCC unroll 4
-                for (int t = 0; t < T; t++)
-                    whole[r][t] += pairs(weights, *(const svec_at *)(tokens[t] + at));
+            for (int step = STEPS * slice; step < STEPS * (slice + 1); step++) {
+                whole += pairs(unpacked[step], ((const svec_at *)token)[step]);
+                IN_REGISTER(whole);
             }
-            int slices = (step + 1) / STEPS;
-            if ((step + 1) % STEPS || slices & ((1 << shift) - 1)) continue;
-#pragma GCC unroll 16
-            for (int i = 0; i < AT_ONCE * T; i++) {
-                ivec &sum = whole[i / T][i % T];
-                float factor = factors[i / T][i % T][(slices >> shift) - 1];
-                found[i / T][i % T] += factor * __builtin_convertvector(sum, vec);
-                sum = ivec{};
-            }
+            if ((slice + 1) & ((1 << shift) - 1)) continue;
+            sum += factors[slice >> shift] * __builtin_convertvector(whole, vec);
+            whole = ivec{};
         }
     }
 
-    INLINE_MEMBER void run_whole() {
-        long width = padded(m.columns), groups = width / m.group;
-        int shift = m.group == 32 ? 0 : m.group == 64 ? 1 : 2;
-#pragma GCC unroll 1
-        for (int first = 0; first < R; first += AT_ONCE) {
-            vec found[AT_ONCE][T] = {};
-            for (long k = 0; k < width; k += CHUNK) {
-                float factors[AT_ONCE][T][CHUNK / 32];
-                long count = width - k < CHUNK ? width - k : CHUNK, group = k / 32 >> shift;
-                for (int r = 0; r < AT_ONCE; r++)
-                    for (long i = 0; i < count / 32 >> shift; i += W) {
-                        vec scales = load(m.scales + (row + first + r) * groups + group + i);
-                        for (int t = 0; t < T; t++)
-                            store(factors[r][t] + i,
-                                  scales * load((const float *)(tokens[t] + 2 * width) + group + i));
-                    }
-                for (long i = 0; i < count; i += BLOCK)
-                    add_block(found, first, k + i,
-                              (const float (*)[T][CHUNK / 32])(factors[0][0] + (i / 32 >> shift)), shift);
+    // Adds the products of weights of few bits: row by row, as memory lies.
+    INLINE_MEMBER void add_packed(vec (&sums)[T][R]) const {
+        const int shift = p.m.group == 32 ? 0 : p.m.group == 64 ? 1 : 2, groups = BLOCK / p.m.group;
+        const long blocks = padded(count) / BLOCK;
+        for (int r = 0; r < R; r++) {
+            vec sum = sums[0][r];
+            for (long part = 0; part < blocks; part += PART / BLOCK) {
+                float factors[PART / 32 + W];
+                long n = blocks - part < PART / BLOCK ? blocks - part : PART / BLOCK;
+                const _Float16 *of_row = p.m.scales + (long)(row + r) * p.groups + part * groups;
+                const float *of_token = p.scales + (long)token * p.groups + part * groups;
+                for (long i = 0; i < n * groups; i += W)
+                    store(factors + i, load(of_row + i) * load(of_token + i));
+                for (long i = 0; i < n; i++)
+                    add_block(sum, rows[r] + row_bytes(kind, (part + i) * BLOCK),
+                              tokens[0] + 2 * (part + i) * BLOCK, factors + i * groups, shift);
             }
-            memcpy(sums[first], found, sizeof found);
+            sums[0][r] = sum;
         }
     }
 
-    INLINE_MEMBER void run() {
+    // Adds them to what is there: kept[T][R].
+    INLINE_MEMBER void run(vec *kept, const Scales *scales = nullptr) const {
+        vec sums[T][R];
+#pragma GCC unroll 16
+        for (int i = 0; i < T * R; i++) sums[i / R][i % R] = kept[i];
         if constexpr (kind == F32) {
-            each<float, W>([&](int r, const float *w, long k) { add(r, load(w), k); });
+            each<float, W>([&](int r, const float *w, long k) { add(sums, r, load(w), k); });
         } else if constexpr (kind == BF16) {
 #if defined(__AVX512BF16__)
             each<uint16_t, 2 * W>([&](int r, const uint16_t *w, long k) {
                 for (int t = 0; t < T; t++)
-                    sums[r][t] = (vec)_mm512_dpbf16_ps((__m512)sums[r][t],
+                    sums[t][r] = (vec)_mm512_dpbf16_ps((__m512)sums[t][r],
                                                        (__m512bh)_mm512_loadu_si512(w),
                                                        (__m512bh)_mm512_loadu_si512(tokens[t] + 2 * k));
             });
 #else
-            each<uint16_t, W>([&](int r, const uint16_t *w, long k) { add(r, load(w), k); });
+            each<uint16_t, W>([&](int r, const uint16_t *w, long k) { add(sums, r, load(w), k); });
 #endif
+        } else if constexpr (kind == I16) {
+            p.m.group == 32   ? add_widened<16 / W>(sums, scales)
+            : p.m.group == 64 ? add_widened<32 / W>(sums, scales)
+                              : add_widened<64 / W>(sums, scales);
         } else {
-            run_whole();
+            static_assert(T == 1);
+            add_packed(sums);
         }
+#pragma GCC unroll 16
+        for (int i = 0; i < T * R; i++) kept[i] = sums[i / R][i % R];
     }
 };
 
-template <int kind, int R, int T>
-static void multiply_tile(const Product &p, const char *weights, long ahead, int row, int token) {
-    constexpr int even = R * T & -(R * T), at_once = even < W ? even : W;
-    Tile<kind, R, T> tile{.m = p.m, .row = row, .ahead = ahead};
-    for (int r = 0; r < R; r++) tile.rows[r] = weights + r * row_bytes(kind, p.m.columns);
-    for (int t = 0; t < T; t++) tile.tokens[t] = p.x + (token + t) * padded(p.m.columns) * 4;
-    tile.run();
-    for (int i = 0; i < R * T; i += at_once) {
-        float found[W];
-        store(found, sums_of<at_once>(tile.sums[0] + i));
-#pragma GCC unroll 16
-        for (int j = i; j < i + at_once; j++) {
-            long to = row + j / T;
-            float *y = p.y + (long)(token + j % T) * p.m.rows + to;
-            *y = found[lane_of(j - i)] + (p.m.bias ? p.m.bias[to] : 0.0f) + (p.add ? *y : 0.0f);
-        }
+// Writes the results of R rows for a token, from the lanes of their sums.
+template <int R> INLINE void finish(const Product &p, int row, int token, const vec *sums) {
+    float *y = p.y + (long)token * p.m.rows + row;
+    if constexpr (R == 4) {
+        vec in_turn[] = {sums[0], sums[2], sums[1], sums[3]}, found = sums_of<4>(in_turn);
+        quad result = __builtin_shufflevector(found, found, 0, W / 4, W / 2, W / 4 * 3);
+        if (p.m.bias) result += *(const quad_at *)(p.m.bias + row);
+        *(quad_at *)y = p.add ? *(quad_at *)y + result : result;
+    } else {
+        *y = sum(sums[0]) + (p.m.bias ? p.m.bias[row] : 0.0f) + (p.add ? *y : 0.0f);
     }
 }
 
 // Computes R rows for the tokens up to `end`.
-template <int kind, int R> static void multiply_rows(const Product &p, int row, int token, int end) {
+template <int kind, int R> static void multiply_rows(const Product &p, int row, int first, int end) {
     constexpr int wide = widened(kind), MOST = W != 8 ? 4 : wide == I16 ? 2 : 3;
-    long columns = p.m.columns, bytes = row_bytes(kind, columns);
+    const long columns = p.m.columns, bytes = row_bytes(kind, columns);
     const char *weights = (const char *)p.m.weights + row * bytes;
-    long ahead = (AHEAD / (R * bytes) + 1) * R * bytes;
-    if (end - token == 1) return multiply_tile<kind, R, 1>(p, weights, ahead, row, token);
-    if constexpr (wide != kind) {
-        long width = row_bytes(wide, columns);
-        char *room = (char *)__builtin_alloca_with_align(R * width, 8 * 64);
-        for (int r = 0; r < R; r++)
-            widen_row<kind>(weights + r * bytes, room + r * width, columns, ahead);
-        weights = room;
-    }
-    for (; token + MOST <= end; token += MOST) multiply_tile<wide, R, MOST>(p, weights, 0, row, token);
-    if (end - token >= 2) multiply_tile<wide, R, 2>(p, weights, 0, row, token), token += 2;
-    if (token < end) multiply_tile<wide, R, 1>(p, weights, 0, row, token);
+    const long ahead = (AHEAD / (R * bytes) + 1) * R * bytes;
+    vec sums[MOST_TOKENS][R];
+    memset(sums, 0, sizeof(vec) * R * (end - first));
+    if (end - first == 1)
+        Tile<kind, R, 1>(p, row, first, 0, columns, weights, bytes, ahead).run(sums[0]);
+    else
+        for (long k = 0; k < columns; k += PART) {
+            const long count = columns - k < PART ? columns - k : PART;
+            const char *part = weights + row_bytes(kind, k);
+            long stride = bytes;
+            alignas(64) char room[wide == kind ? 1 : R * row_bytes(wide, PART)];
+            if constexpr (wide != kind) {
+                stride = row_bytes(wide, PART);
+                for (int r = 0; r < R; r++)
+                    widen_row<kind>(part + r * bytes, room + r * stride, count, ahead);
+                part = room;
+            }
+            Scales scales[R];
+            for (int r = 0; r < R && wide == I16; r++)
+                for (long i = 0; i < padded(count) / p.m.group; i += W)
+                    store(scales[r] + i, load(p.m.scales + (row + r) * p.groups + k / p.m.group + i));
+            for (int token = first, left; (left = end - token) > 0;) {
+                vec *kept = sums[token - first];
+                if (left >= MOST && !(MOST == 3 && left == 4))
+                    Tile<wide, R, MOST>(p, row, token, k, count, part, stride).run(kept, scales), token += MOST;
+                else if (left >= 2)
+                    Tile<wide, R, 2>(p, row, token, k, count, part, stride).run(kept, scales), token += 2;
+                else Tile<wide, R, 1>(p, row, token, k, count, part, stride).run(kept, scales), token++;
+            }
+        }
+    for (int token = first; token < end; token++) finish<R>(p, row, token, sums[token - first]);
 }
 
 // Rows are given out in pieces of a quarter, then an eighth of a thread's part, and so on: threads
@@ -260,8 +319,8 @@ static int first_row(const Product &p, int item) {
 template <int kind> static void multiply_chunk(const void *context, int item, int) {
     const Product &p = *(const Product *)context;
     int first = first_row(p, item), end = first_row(p, item + 1);
-    long bytes = padded(p.m.columns) * (p.m.kind >= I8 ? 2 : 4), parts = p.n * bytes / NEAR + 1;
-    int some = (p.n + parts - 1) / parts, most = (some + 11) / 12 * 12;  // 12: whole tiles
+    long bytes = padded(p.m.columns) * (p.m.kind >= I8 ? 2 : 4), most = NEAR / bytes / 12 * 12;
+    most = most < 12 ? 12 : most > MOST_TOKENS ? MOST_TOKENS : most;  // whole tiles
     for (int token = 0; token < p.n; token += most) {
         int last = token + most < p.n ? token + most : p.n, row = first;
         for (; row + 4 <= end; row += 4) multiply_rows<kind, 4>(p, row, token, last);
@@ -275,8 +334,8 @@ template <int kind> static void multiply_chunk(const void *context, int item, in
 static void multiply(const float *x, Product p, float *packed, int n_threads) {
     const Work work[] = {multiply_chunk<F32>, multiply_chunk<BF16>, multiply_chunk<I8>,
                          multiply_chunk<I4>};
-    pack(x, p.n, p.m, packed);
-    p.x = (const char *)packed;
+    p.groups = p.m.kind < I8 ? 0 : padded(p.m.columns) / p.m.group;
     p.n_threads = n_threads;
+    pack(x, p, packed);
     share(work[p.m.kind], &p, SIZES * n_threads, n_threads);
 }

@@ -28,6 +28,8 @@
 
 typedef float vec __attribute__((vector_size(4 * W)));
 typedef float vec_at __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef float quad __attribute__((vector_size(16)));
+typedef float quad_at __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * W)));
 typedef uint32_t uvec __attribute__((vector_size(4 * W)));
 typedef uint16_t u16_at __attribute__((vector_size(2 * W), aligned(2), may_alias));
