@@ -82,14 +82,19 @@ template <class Number, int T> static void attend(const Attention &a, int token,
     float inverse[T];
     lanes(most, [&](long j, int n) {
         vec scores[T][W] = {};
-        for (int i = 0; i < n; i++) {
-            vec found[T] = {};
+        for (int i = 0; i < n; i += 2) {
+            const Number *key = keys + (j + i) * K, *next = i + 1 < n ? key + K : key;
+            vec found[2][T] = {};
             lanes(K, [&](long k, int some) {
-                vec key = load(keys + (j + i) * K + k, some);
+                vec left = load(key + k, some), right = load(next + k, some);
 #pragma GCC unroll 4
-                for (int t = 0; t < T; t++) found[t] += load(query + 3 * width * t + k, some) * key;
+                for (int t = 0; t < T; t++) {
+                    vec asked = load(query + 3 * width * t + k, some);
+                    found[0][t] += asked * left, found[1][t] += asked * right;
+                }
             });
-            for (int t = 0; t < T; t++) scores[t][lane_of(i)] = found[t];
+            for (int t = 0; t < T; t++)
+                scores[t][lane_of(i)] = found[0][t], scores[t][lane_of(i + 1)] = found[1][t];
         }
         for (int t = 0; t < T; t++) store(weights + t * stride + j, sums_of<W>(scores[t]) * scale, n);
     });
@@ -109,19 +114,23 @@ template <class Number, int T> static void attend(const Attention &a, int token,
         inverse[t] = 1.0f / sum(total);
         for (long j = first + t; j < most; j++) own[j] = 0;
     }
-    lanes(K, [&](long k, int some) {
-        vec parts[2][T] = {};  // of even and of odd positions
-        auto take = [&](long j, int part) {
-            vec value = load(values + j * K + k, some);
+    auto mix = [&]<int vectors>(long k, int some) {
+        vec sums[T][vectors] = {};
+        for (long j = 0; j < most; j++) {
+            vec found[vectors];
+            for (int i = 0; i < vectors; i++) found[i] = load(values + j * K + k + i * W, some);
 #pragma GCC unroll 4
-            for (int t = 0; t < T; t++) parts[part][t] += weights[t * stride + j] * value;
-        };
-        long j = 0;
-        for (; j + 2 <= most; j += 2) take(j, 0), take(j + 1, 1);
-        if (j < most) take(j, 0);
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < vectors; i++) sums[t][i] += weights[t * stride + j] * found[i];
+        }
         for (int t = 0; t < T; t++)
-            store(a.z + (token + t) * width + head * K + k, (parts[0][t] + parts[1][t]) * inverse[t], some);
-    });
+            for (int i = 0; i < vectors; i++)
+                store(a.z + (token + t) * width + head * K + k + i * W, sums[t][i] * inverse[t], some);
+    };
+    constexpr int AT_ONCE = T == 1 ? 64 / W : 2;  // vectors
+    long k = 0;
+    for (; k + AT_ONCE * W <= K; k += AT_ONCE * W) mix.template operator()<AT_ONCE>(k, W);
+    lanes(K - k, [&](long i, int some) { mix.template operator()<1>(k + i, some); });
 }
 
 template <class Number> static void attend_some(const void *context, int item, int worker) {

@@ -294,11 +294,13 @@ template <int kind, int R> static void multiply_rows(const Product &p, int row, 
                     store(scales[r] + i, load(p.m.scales + (row + r) * p.groups + k / p.m.group + i));
             for (int token = first, left; (left = end - token) > 0;) {
                 vec *kept = sums[token - first];
-                if (left >= MOST && !(MOST == 3 && left == 4))
-                    Tile<wide, R, MOST>(p, row, token, k, count, part, stride).run(kept, scales), token += MOST;
-                else if (left >= 2)
-                    Tile<wide, R, 2>(p, row, token, k, count, part, stride).run(kept, scales), token += 2;
-                else Tile<wide, R, 1>(p, row, token, k, count, part, stride).run(kept, scales), token++;
+                auto take = [&]<int T> {
+                    Tile<wide, R, T>(p, row, token, k, count, part, stride).run(kept, scales);
+                    token += T;
+                };
+                if (left >= MOST && !(MOST == 3 && left == 4)) take.template operator()<MOST>();
+                else if (left >= 2) take.template operator()<2>();
+                else take.template operator()<1>();
             }
         }
     for (int token = first; token < end; token++) finish<R>(p, row, token, sums[token - first]);

@@ -78,7 +78,7 @@ def plot_metrics(run: Path, unit: str = "nats a token") -> Path:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if records:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
     path = run / "loss.png"
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
