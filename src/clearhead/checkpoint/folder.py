@@ -126,21 +126,24 @@ def load(
             are quantised and must not be.
     """
     check_whole(folder)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         verified = pool.submit(_verify, folder) if verify else None
         try:
-            stored = quantization_of(folder)
+            stored = quantization_of(folder) if quantized else None
+            read = load_quantized if stored else _read
+            built = pool.submit(read, folder, device, dtype)
             tokenizer = load_tokenizer(folder)
-        finally:
+        finally:  # what a checksum tells goes before what follows from the damage
             if verified:
                 verified.result()
-    if quantized and stored:
-        model = load_quantized(folder, device, dtype)
-        check_tokenizer(folder, model.config, tokenizer)
-        return model, tokenizer
+    model = built.result()
+    check_tokenizer(folder, model.config, tokenizer)
+    return model, tokenizer
+
+
+def _read(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> GPT:
     with open_huggingface(folder, with_tokenizer=False) as source:
-        check_tokenizer(folder, source.config, tokenizer)
-        return build(source, device, dtype), tokenizer
+        return build(source, device, dtype)
 
 
 def _verify(folder: Path) -> None:
@@ -159,8 +162,7 @@ def load_model(
     check_whole(folder)
     if verify and checksums.is_sealed(folder):
         checksums.verify(folder, CONFIG, WEIGHTS)
-    with open_huggingface(folder, with_tokenizer=False) as source:
-        return build(source, device, dtype)
+    return _read(folder, device, dtype)
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
