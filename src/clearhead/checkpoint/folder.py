@@ -129,8 +129,8 @@ def load(
     with ThreadPoolExecutor(2) as pool:
         verified = pool.submit(_verify, folder) if verify else None
         try:
-            stored = quantization_of(folder) if quantized else None
-            read = load_quantized if stored else _read
+            stored = quantization_of(folder)
+            read = load_quantized if stored and quantized else _read
             built = pool.submit(read, folder, device, dtype)
             tokenizer = load_tokenizer(folder)
         finally:  # what a checksum tells goes before what follows from the damage
