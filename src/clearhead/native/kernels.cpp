@@ -72,7 +72,8 @@ static void normalise(const Norm &norm, const float *x, float *y, int n, int wid
 }
 
 // Lets T tokens that follow each other attend, by one head.
-template <class Number, int T> static void attend(const Attention &a, int token, int head, float *weights) {
+template <class Number, int T>
+static void attend(const Attention &a, int token, int head, float *weights) {
     const int K = a.head_dim;
     const long width = (long)a.n_heads * K, first = a.position(token) + 1, most = first + T - 1;
     const long stride = padded(a.cache.capacity);

@@ -180,45 +180,50 @@ template <int kind, int R, int T> struct Tile {
         }
     }
 
-    // Adds the products of a block of a row's weights of few bits, whose groups are of 32 << shift.
-    INLINE_MEMBER void add_block(vec &sum, const char *from, const char *token, const float *factors,
-                                 int shift) const {
-        constexpr int STEPS = 16 / W;
+    // Adds the products of a block of a row's weights of few bits, a group in `steps` vectors.
+    template <int steps>
+    INLINE_MEMBER void add_block(vec &sum, const char *from, const char *token,
+                                 const float *factors) const {
         svec unpacked[64 / W];
         unpack<kind>(from, unpacked);
         for (long i = 0; i < row_bytes(kind, BLOCK); i += 64) __builtin_prefetch(from + ahead + i);
-        ivec whole = {};
 #pragma GCC unroll 4
-        for (int slice = 0; slice < 4; slice++) {
-#pragma GCC unroll 4
-            for (int step = STEPS * slice; step < STEPS * (slice + 1); step++) {
+        for (int group = 0; group < 64 / W / steps; group++) {
+            ivec whole = {};
+#pragma GCC unroll 16
+            for (int step = group * steps; step < (group + 1) * steps; step++) {
                 whole += pairs(unpacked[step], ((const svec_at *)token)[step]);
                 IN_REGISTER(whole);
             }
-            if ((slice + 1) & ((1 << shift) - 1)) continue;
-            sum += factors[slice >> shift] * __builtin_convertvector(whole, vec);
-            whole = ivec{};
+            sum += factors[group] * __builtin_convertvector(whole, vec);
         }
     }
 
-    // Adds the products of weights of few bits: row by row, as memory lies.
-    INLINE_MEMBER void add_packed(vec (&sums)[T][R]) const {
-        const int shift = p.m.group == 32 ? 0 : p.m.group == 64 ? 1 : 2, groups = BLOCK / p.m.group;
+    // Adds the products of weights of few bits: row by row, as memory lies. The factors of what comes
+    // next are computed beforehand, since they take long to arrive.
+    template <int steps> INLINE_MEMBER void add_packed(vec (&sums)[T][R]) const {
+        constexpr int groups = 64 / W / steps, MOST = PART / BLOCK;  // of a block; blocks
         const long blocks = padded(count) / BLOCK;
-        for (int r = 0; r < R; r++) {
+        float factors[2][PART / 32 + W];
+        auto scale = [&](int r, long block, float *to) {
+            const long n = blocks - block < MOST ? blocks - block : MOST;
+            const _Float16 *of_row = p.m.scales + (long)(row + r) * p.groups + block * groups;
+            const float *of_token = p.scales + (long)token * p.groups + block * groups;
+            __builtin_prefetch((const char *)of_row + AHEAD / 2);
+            for (long i = 0; i < n * groups; i += W)
+                store(to + i, load(of_row + i) * load(of_token + i));
+            return n;
+        };
+        long n = scale(0, 0, factors[0]);
+        for (long r = 0, begin = 0, turn = 0; r < R; turn = !turn) {
+            const long end = begin + n, next = end < blocks ? end : 0, next_r = r + !next;
+            if (next_r < R) n = scale(next_r, next, factors[!turn]);
             vec sum = sums[0][r];
-            for (long part = 0; part < blocks; part += PART / BLOCK) {
-                float factors[PART / 32 + W];
-                long n = blocks - part < PART / BLOCK ? blocks - part : PART / BLOCK;
-                const _Float16 *of_row = p.m.scales + (long)(row + r) * p.groups + part * groups;
-                const float *of_token = p.scales + (long)token * p.groups + part * groups;
-                for (long i = 0; i < n * groups; i += W)
-                    store(factors + i, load(of_row + i) * load(of_token + i));
-                for (long i = 0; i < n; i++)
-                    add_block(sum, rows[r] + row_bytes(kind, (part + i) * BLOCK),
-                              tokens[0] + 2 * (part + i) * BLOCK, factors + i * groups, shift);
-            }
+            for (long block = begin; block < end; block++)
+                add_block<steps>(sum, rows[r] + row_bytes(kind, block * BLOCK),
+                                 tokens[0] + 2 * block * BLOCK, factors[turn] + (block - begin) * groups);
             sums[0][r] = sum;
+            r = next_r, begin = next;
         }
     }
 
@@ -240,13 +245,14 @@ template <int kind, int R, int T> struct Tile {
 #else
             each<uint16_t, W>([&](int r, const uint16_t *w, long k) { add(sums, r, load(w), k); });
 #endif
-        } else if constexpr (kind == I16) {
-            p.m.group == 32   ? add_widened<16 / W>(sums, scales)
-            : p.m.group == 64 ? add_widened<32 / W>(sums, scales)
-                              : add_widened<64 / W>(sums, scales);
         } else {
-            static_assert(T == 1);
-            add_packed(sums);
+            auto add = [&]<int steps> {
+                if constexpr (kind == I16) add_widened<steps>(sums, scales);
+                else add_packed<steps>(sums);
+            };
+            p.m.group == 32   ? add.template operator()<16 / W>()
+            : p.m.group == 64 ? add.template operator()<32 / W>()
+                              : add.template operator()<64 / W>();
         }
 #pragma GCC unroll 16
         for (int i = 0; i < T * R; i++) kept[i] = sums[i / R][i % R];
