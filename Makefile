@@ -19,7 +19,7 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/clearhead train --preset nano --minutes $(MINUTES) --out runs/demo --resume
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
