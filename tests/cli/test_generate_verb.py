@@ -21,6 +21,20 @@ def test_the_text_and_nothing_else_on_standard_output(call, run):
     assert out == json.loads(report)["samples"][0]["text"] + "\n"
 
 
+def test_interrupted_the_text_so_far_ends_its_line(call, run, monkeypatch):
+    shown = []
+
+    def text(piece):
+        shown.append(piece)
+        print(end=piece)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(show, "text", text)
+    command = ("generate", run, "--prompt", "the ", "--tokens", "9", "--temperature", "0")
+    assert call(*command) == (130, "".join(shown) + "\n", "error: interrupted\n")
+
+
 def test_json(call, run):
     status, out, _ = call(
         *("generate", run, "--prompt", "the ", "--tokens", "9", "--seed", "3", "--samples", "2"),

@@ -77,22 +77,27 @@ def generate(arguments: Sequence[str], prog: str) -> int:
     draft = load(parsed.draft, device=parsed.device) if parsed.draft else None
     if parsed.ask is not None:
         prompt = question_prompt(tokenizer, text(parsed.ask, "--ask"))
-    completions = continue_text(
-        model,
-        tokenizer,
-        prompt,
-        sampling=sampling,
-        stop=parsed.sampling.stops(),
-        samples=parsed.samples,
-        best_of=parsed.best_of,
-        num_beams=parsed.beams,
-        length_penalty=parsed.length_penalty,
-        truncate=parsed.truncate,
-        when_full=parsed.when_full,
-        prompt_lookup=parsed.prompt_lookup,
-        draft=draft,
-        on_text=(lambda _, piece: show.text(piece)) if live else None,
-    )
+    try:
+        completions = continue_text(
+            model,
+            tokenizer,
+            prompt,
+            sampling=sampling,
+            stop=parsed.sampling.stops(),
+            samples=parsed.samples,
+            best_of=parsed.best_of,
+            num_beams=parsed.beams,
+            length_penalty=parsed.length_penalty,
+            truncate=parsed.truncate,
+            when_full=parsed.when_full,
+            prompt_lookup=parsed.prompt_lookup,
+            draft=draft,
+            on_text=(lambda _, piece: show.text(piece)) if live else None,
+        )
+    except KeyboardInterrupt:
+        if live:
+            print()  # what was written so far stays, and ends its line
+        raise
     if parsed.json:
         show.as_json(_document(prompt, completions, tokenizer))
     elif live:
