@@ -6,7 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
-// IN_REGISTER: loaded once, and not anew by each instruction that reads it.
+// IN_REGISTER: what is loaded once is not loaded anew by each instruction that reads it, and sums are
+// added in the order that is written: the compiler would reorder those of whole numbers, and spill them.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
