@@ -167,8 +167,9 @@ def test_damage_is_told(
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        ({"quant_method": "clearhead", "bits": 3, "group_size": 64}, "bits 3"),
-        ({"quant_method": "clearhead", "bits": 8, "group_size": []}, "group_size"),
+        ({"quant_method": "clearhead", "version": 2, "bits": 3, "group_size": 64}, "bits 3"),
+        ({"quant_method": "clearhead", "version": 2, "bits": 8, "group_size": []}, "group_size"),
+        ({"quant_method": "clearhead", "bits": 4, "group_size": 64}, "another version"),
         ({"quant_method": "gptq", "bits": 8}, "its weights are quantised"),
         ([], "its weights are quantised"),
     ],

@@ -33,6 +33,8 @@ from clearhead.quantize import (
 from clearhead.tokenizer import Tokenizer, save_tokenizer
 
 METHOD = "clearhead"
+VERSION = 2
+"""Of the layout of the whole numbers; the first held those of 4 bits in another order."""
 _MATRICES = (".qkv.weight", ".out_proj.weight", ".up.weight", ".down.weight", "head.weight")
 _EMBEDDING = "token_embedding.weight"
 _CODES = {8: "I8", 4: "U8"}
@@ -49,7 +51,12 @@ class Quantization:
 
     def to_json(self) -> dict[str, Any]:
         """Return what config.json says of it."""
-        return {"quant_method": METHOD, "bits": self.bits, "group_size": self.group}
+        return {
+            "quant_method": METHOD,
+            "version": VERSION,
+            "bits": self.bits,
+            "group_size": self.group,
+        }
 
 
 def quantization_of(folder: Path) -> Quantization | None:
@@ -62,6 +69,11 @@ def quantization_of(folder: Path) -> Quantization | None:
     told = read_json(path).get(QUANTIZED)
     if not isinstance(told, dict) or told.get("quant_method") != METHOD:
         return None
+    if told.get("version") != VERSION:
+        raise ClearheadError(
+            f"{path}: its weights lie as another version of clearhead has them; quantise the "
+            "checkpoint that it was made from again"
+        )
     bits, group = told.get("bits"), told.get("group_size")
     if bits not in BITS or group not in GROUPS:
         raise ClearheadError(

@@ -163,12 +163,14 @@ static void add_row(const Matrix &m, long row, float *x) {
             vec found = m.kind == F32 ? load((const float *)from + i, n) : load((const uint16_t *)from + i, n);
             store(x + i, load(x + i, n) + found, n);
         });
-    const _Float16 *scales = m.scales + row * padded(m.columns) / m.group;
+    const Half *scales = m.scales + row * padded(m.columns) / m.group;
     for (long k = 0; k < m.columns; k += BLOCK, from += row_bytes(m.kind, BLOCK)) {
-        svec values[64 / W];
+        svec values[vectors(I8)];
         m.kind == I8 ? unpack<I8>(from, values) : unpack<I4>(from, values);
-        for (long i = 0; i < BLOCK && k + i < m.columns; i++)
-            x[k + i] += values[i / (2 * W)][i % (2 * W)] * (float)scales[(k + i) / m.group];
+        for (long i = 0; i < BLOCK && k + i < m.columns; i++) {
+            int value = m.kind == I8 ? ((const int16_t *)values)[i] : ((const int8_t *)values)[i] - 8;
+            x[k + i] += value * load(scales + (k + i) / m.group)[0];
+        }
     }
 }
 

@@ -4,11 +4,11 @@
 #include "threads.h"
 #include "vectors.h"
 
-enum Kind { F32, BF16, I8, I4, I16 };
+enum Kind { F32, BF16, I8, I4, I16, U8 };
 
 struct Matrix {
     const void *weights;     // row by row; rows of I8 and I4 are padded to whole blocks with zeros
-    const _Float16 *scales;  // of I8 and I4: one for each `group` weights of a row; then 16 unused
+    const Half *scales;  // of I8 and I4: one for each `group` weights of a row; then 16 unused
     const float *bias;
     int32_t rows, columns, kind, group;
 };
@@ -19,12 +19,15 @@ struct Product {
     int n;
     bool add = false, gelu = false, exact_gelu = false;
     const char *x = nullptr;  // activations, as `pack` leaves them
-    const float *scales = nullptr;  // theirs, one for each group of weights
+    const float *scales = nullptr;  // theirs, one for each group of weights: [n, padded_groups]
+    const float *starts = nullptr;  // of I4: what the 8 in each weight adds to a group, less than 0
     int groups = 0, n_threads = 1;
+
+    constexpr long padded_groups() const { return (groups + W - 1) / W * W; }
 };
 
 constexpr int BLOCK = 128;
-constexpr int PART = 1024, MOST_TOKENS = 48;  // columns and tokens that are computed before the next
+constexpr int PART = 2048, MOST_TOKENS = 48;  // bytes of a row, and tokens, computed before the next
 constexpr long AHEAD = 4096;       // bytes: what memory sends a core while it waits for the first
 constexpr long NEAR = 256 * 1024;  // bytes of activations that stay in a core's cache
 constexpr long padded(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
@@ -36,72 +39,113 @@ constexpr bool HAS_BF16 = false;
 #endif
 
 // What several tokens meet weights as: those of few bits are widened once for all of them.
-constexpr int widened(int kind) { return kind >= I8 ? I16 : kind == BF16 && !HAS_BF16 ? F32 : kind; }
+constexpr int widened(int kind) {
+    return kind == I8 ? I16 : kind == I4 ? U8 : kind == BF16 && !HAS_BF16 ? F32 : kind;
+}
+
+// Bytes of an activation: weights of 8 bits meet 16 bits, and those of 4 bits meet 8.
+constexpr int activation_bytes(int kind) {
+    return kind == I4 || kind == U8 ? 1 : kind >= I8 || (kind == BF16 && HAS_BF16) ? 2 : 4;
+}
 
 constexpr long row_bytes(int kind, long columns) {
-    constexpr int bits[] = {32, 16, 8, 4, 16};
+    constexpr int bits[] = {32, 16, 8, 4, 16, 8};
     return (kind < I8 ? columns : padded(columns)) * bits[kind] / 8;
 }
 
-// A block of I4 is 32 words; nibble j of word l is weight 32 j + l, plus 8.
+// Weights of few bits in a vector, as they meet activations; and vectors in a block.
+constexpr int in_vector(int kind) { return kind == I4 || kind == U8 ? 4 * W : 2 * W; }
+constexpr int vectors(int kind) { return BLOCK / in_vector(kind); }
+
+// Byte i of a block of I4 is weight i and, above it, weight 64 + i, each plus 8.
 template <int kind> INLINE void unpack(const char *from, svec *to) {
-    constexpr int STEPS = 16 / W;
-    for (int i = 0; i < STEPS; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            if constexpr (kind == I4)  // as two's complement, shifted up and down again
-                to[j * STEPS + i] = (((const svec_at *)from)[i] ^ (int16_t)0x8888) << (12 - 4 * j) >> 12;
-            else to[j * STEPS + i] = load((const int8_t *)from + 2 * W * (j * STEPS + i));
+    constexpr int n = vectors(kind);
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++)
+        if constexpr (kind == I8) to[i] = load((const int8_t *)from + 2 * W * i);
+        else to[i] = (svec)((const usvec_at *)from)[i % (n / 2)] >> (i < n / 2 ? 0 : 4) & 0x0f0f;
+}
+
+// Multiplies whole numbers, and adds neighbours: in 32 bits, or in 16 those of U8.
+template <int kind> INLINE auto multiplied(svec weights, svec activations) {
+    if constexpr (in_vector(kind) == 4 * W) return byte_pairs(weights, activations);
+    else return pairs(weights, activations);
+}
+INLINE ivec added(ivec whole) { return whole; }
+INLINE ivec added(svec whole) { return pairs(whole, whole - whole + (int16_t)1); }
+
+// The factor of each lane of a vector's sums: a group may be half of it.
+template <int kind, int group> INLINE vec factor(const float *of_groups) {
+    if constexpr (group >= in_vector(kind)) return all(*of_groups);
+    vec found;
+    for (int i = 0; i < W; i++) found[i] = of_groups[i * 2 / W];
+    return found;
 }
 
 template <int kind> INLINE void widen_row(const char *from, char *to, long columns, long ahead) {
     if constexpr (kind == BF16) return convert((const uint16_t *)from, (float *)to, columns);
     constexpr long bytes = row_bytes(kind, BLOCK);
-    for (long k = 0; k < padded(columns); k += BLOCK, from += bytes, to += 2 * BLOCK) {
-        svec weights[64 / W];
+    for (long k = 0; k < padded(columns); k += BLOCK, from += bytes, to += sizeof(svec) * vectors(kind)) {
         for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + ahead + i);
-        unpack<kind>(from, weights);
-        for (int i = 0; i < 64 / W; i++) ((svec_at *)to)[i] = weights[i];
+        unpack<kind>(from, (svec *)to);
     }
 }
 
-// Rounds a block of n activations to 16 bits, as fractions of the largest; returns the scale. What
-// is not finite makes that NaN, and the products too.
-static float round_block(const float *x, long n, int16_t *to) {
-    vec highest = {}, unsound = {};
-    lanes(n, [&](long i, int count) {
+// Rounds a group of activations, of which there are n, to fractions of the largest; returns the scale
+// and adds the whole numbers up. What is not finite makes the scale NaN, and the products too.
+template <class Whole> static float round_group(const float *x, long n, int group, Whole *to, float *total) {
+    typedef Whole some __attribute__((vector_size(sizeof(Whole) * W), aligned(1), may_alias));
+    constexpr float MOST = sizeof(Whole) == 1 ? 127 : 32767, magic = 12582912;  // 1.5 · 2^23 rounds
+    vec highest = {}, unsound = {}, wholes = {};
+    lanes(n < 0 ? 0 : n < group ? n : group, [&](long i, int count) {
         vec v = load(x + i, count), size = v < 0 ? -v : v;
         highest = size > highest ? size : highest, unsound += v * 0.0f;
     });
     for (int i = 1; i < W; i++) highest[0] = highest[i] > highest[0] ? highest[i] : highest[0];
-    float most = highest[0] > 1e-30f ? highest[0] : 0.0f, inverse = most ? 32767 / most : 0.0f;
-    for (long i = 0; i < BLOCK; i += W) {
-        vec v = i < n ? load(x + i, n - i < W ? n - i : W) : vec{};
-        *(half_svec *)(to + i) = __builtin_convertvector((ivec)(v * inverse + 12582912.0f), half_svec);
+    float most = highest[0] > 1e-30f ? highest[0] : 0.0f, inverse = most ? MOST / most : 0.0f;
+    for (long i = 0; i < group; i += W) {
+        vec v = i < n ? load(x + i, n - i < W ? n - i : W) : vec{}, rounded = v * inverse + magic;
+        wholes += rounded - magic;
+        *(some *)(to + i) = __builtin_convertvector((ivec)rounded, some);
     }
-    return most / 32767 + sum(unsound);
+    *total = sum(wholes);
+    return most / MOST + sum(unsound);
+}
+
+template <class Whole> static void round_tokens(const float *x, Product &p, Whole *to) {
+    const Matrix &m = p.m;
+    const long width = padded(m.columns), n_scales = p.n * p.padded_groups();
+    float *scales = (float *)(to + p.n * width), *starts = scales + n_scales;
+    p.scales = scales, p.starts = starts;
+    memset(scales, 0, 2 * n_scales * sizeof(float));
+    for (int token = 0; token < p.n; token++, x += m.columns, to += width) {
+        for (int g = 0; g < p.groups; g++) {
+            const long k = (long)g * m.group;
+            float total;
+            scales[g] = round_group(x + k, m.columns - k, m.group, to + k, &total);
+            starts[g] = -8 * total * scales[g];
+        }
+        scales += p.padded_groups(), starts += p.padded_groups();
+    }
 }
 
 // Lays the tokens' activations out, padded with zeros to whole blocks: rounded to bf16 where the
-// machine multiplies it, and to 16 bits for whole weights; then all tokens' scales follow.
+// machine multiplies it, and to whole numbers for whole weights; then all tokens' scales follow.
 static void pack(const float *x, Product &p, float *packed) {
     const Matrix &m = p.m;
     const long width = padded(m.columns), rest = width - m.columns;
+    p.x = (const char *)packed;
+    if (m.kind == I8) return round_tokens(x, p, (int16_t *)packed);
+    if (m.kind == I4) return round_tokens(x, p, (int8_t *)packed);
     uint16_t *half = (uint16_t *)packed;
-    float *scales = packed + p.n * width / 2;
-    p.x = (const char *)packed, p.scales = scales;
-    for (int token = 0; token < p.n; token++, x += m.columns, packed += width, half += width) {
-        if (m.kind >= I8)
-            for (long k = 0; k < width; k += BLOCK) {
-                long count = m.columns - k < BLOCK ? m.columns - k : BLOCK;
-                float scale = round_block(x + k, count, (int16_t *)half + k);
-                for (int i = 0; i < BLOCK; i += m.group) *scales++ = scale;
-            }
-        else if (m.kind == BF16 && HAS_BF16)
+    for (int token = 0; token < p.n; token++, x += m.columns, packed += width, half += width)
+        if (m.kind == BF16 && HAS_BF16)
             convert(x, half, m.columns), memset(half + m.columns, 0, 2 * rest);
         else memcpy(packed, x, 4 * m.columns), memset(packed + m.columns, 0, 4 * rest);
-    }
 }
+
+// Columns that are computed before the next.
+constexpr int part(int kind) { return PART / activation_bytes(kind); }
 
 typedef float Scales[PART / 32 + W];  // of a row's groups in a part
 
@@ -116,9 +160,9 @@ template <int kind, int R, int T> struct Tile {
     INLINE_MEMBER Tile(const Product &p, int row, int token, long first, long count, const char *weights,
                        long stride, long ahead = 0)
         : p(p), row(row), token(token), first(first), count(count), ahead(ahead) {
-        constexpr long bytes = kind >= I8 || (kind == BF16 && HAS_BF16) ? 2 : 4;
         for (int r = 0; r < R; r++) rows[r] = weights + r * stride;
-        for (int t = 0; t < T; t++) tokens[t] = p.x + ((token + t) * padded(p.m.columns) + first) * bytes;
+        for (int t = 0; t < T; t++)
+            tokens[t] = p.x + ((token + t) * padded(p.m.columns) + first) * activation_bytes(kind);
     }
 
     INLINE_MEMBER void add(vec (&sums)[T][R], int r, vec weights, long k) const {
@@ -142,86 +186,103 @@ template <int kind, int R, int T> struct Tile {
         }
     }
 
-    // Adds the products of widened weights, a group in `steps` vectors.
-    template <int steps> INLINE_MEMBER void add_widened(vec (&sums)[T][R], const Scales *scales) const {
-        constexpr long bytes = steps * sizeof(svec);
-        const long n_groups = padded(count) * 2 / bytes, before = first * 2 / bytes;
-        float factors[T][R][2 * PART / bytes + W];
+    // Adds the products of widened weights.
+    template <int group> INLINE_MEMBER void add_widened(vec (&sums)[T][R], const Scales *scales) const {
+        constexpr int at_once = group < in_vector(kind) ? 2 : 1;  // groups
+        constexpr int steps = at_once * group / in_vector(kind);
+        const long n_groups = padded(count) / group, before = first / group;
+        float factors[T][R][part(kind) / group + W];
 #pragma GCC unroll 4
-        for (int t = 0; t < T; t++)
-            for (long i = 0; i < n_groups; i += W) {
-                vec of_token = load(p.scales + (long)(token + t) * p.groups + before + i);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) store(factors[t][r] + i, load(scales[r] + i) * of_token);
-            }
-        for (long group = 0; group < n_groups; group++) {
-            ivec whole[T][R];
-#pragma GCC unroll 16
-            for (long at = group * bytes, step = 0; step < steps; step++, at += sizeof(svec)) {
-                svec activations[T];
-#pragma GCC unroll 4
-                for (int t = 0; t < T; t++) activations[t] = *(const svec_at *)(tokens[t] + at);
+        for (int t = 0; t < T; t++) {
+            const long at = (token + t) * p.padded_groups() + before;
+            vec starts[R] = {};
+            for (long i = 0; i < n_groups; i += W)
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
-                    svec weights = *(const svec_at *)(rows[r] + at);
-                    IN_REGISTER(weights);
+                    vec of_row = load(scales[r] + i);
+                    store(factors[t][r] + i, of_row * load(p.scales + at + i));
+                    if (kind == U8) starts[r] += of_row * load(p.starts + at + i);
+                }
+#pragma GCC unroll 4
+            for (int r = 0; r < R && kind == U8; r++) sums[t][r] += starts[r];
+        }
+        constexpr int PASS = T > 2 && R > 2 ? 2 : R;  // rows whose sums, for all tokens, stay in registers
+#pragma GCC unroll 2
+        for (int pass = 0; pass < R; pass += PASS)
+            for (long g = 0, at = 0; g < n_groups; g += at_once, at += steps * sizeof(svec))
+#pragma GCC unroll 4
+                for (int r = pass; r < pass + PASS; r++) {
+                    svec weights[steps];
+#pragma GCC unroll 8
+                    for (int step = 0; step < steps; step++) {
+                        weights[step] = ((const svec_at *)(rows[r] + at))[step];
+                        IN_REGISTER(weights[step]);
+                    }
 #pragma GCC unroll 4
                     for (int t = 0; t < T; t++) {
-                        ivec product = pairs(weights, activations[t]);
-                        whole[t][r] = step ? whole[t][r] + product : product;
-                        IN_REGISTER(whole[t][r]);
+                        const svec_at *activations = (const svec_at *)(tokens[t] + at);
+                        auto whole = multiplied<kind>(weights[0], activations[0]);
+#pragma GCC unroll 8
+                        for (int step = 1; step < steps; step++) {
+                            whole += multiplied<kind>(weights[step], activations[step]);
+                            IN_REGISTER(whole);
+                        }
+                        sums[t][r] += factor<kind, group>(factors[t][r] + g) *
+                                      __builtin_convertvector(added(whole), vec);
                     }
                 }
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < R * T; i++)
-                sums[i / R][i % R] += factors[i / R][i % R][group] *
-                                      __builtin_convertvector(whole[i / R][i % R], vec);
-        }
     }
 
-    // Adds the products of a block of a row's weights of few bits, a group in `steps` vectors.
-    template <int steps>
+    // Adds the products of a block of a row's weights of few bits.
+    template <int group>
     INLINE_MEMBER void add_block(vec &sum, const char *from, const char *token,
                                  const float *factors) const {
-        svec unpacked[64 / W];
+        constexpr int at_once = group < in_vector(kind) ? 2 : 1;  // groups
+        constexpr int steps = at_once * group / in_vector(kind);
+        svec unpacked[vectors(kind)];
         unpack<kind>(from, unpacked);
         for (long i = 0; i < row_bytes(kind, BLOCK); i += 64) __builtin_prefetch(from + ahead + i);
 #pragma GCC unroll 4
-        for (int group = 0; group < 64 / W / steps; group++) {
-            ivec whole = {};
+        for (int g = 0, at = 0; g < BLOCK / group; g += at_once) {
+            decltype(multiplied<kind>(svec{}, svec{})) whole = {};
 #pragma GCC unroll 16
-            for (int step = group * steps; step < (group + 1) * steps; step++) {
-                whole += pairs(unpacked[step], ((const svec_at *)token)[step]);
+            for (int step = 0; step < steps; step++, at++) {
+                whole += multiplied<kind>(unpacked[at], ((const svec_at *)token)[at]);
                 IN_REGISTER(whole);
             }
-            sum += factors[group] * __builtin_convertvector(whole, vec);
+            sum += factor<kind, group>(factors + g) * __builtin_convertvector(added(whole), vec);
         }
     }
 
     // Adds the products of weights of few bits: row by row, as memory lies. The factors of what comes
     // next are computed beforehand, since they take long to arrive.
-    template <int steps> INLINE_MEMBER void add_packed(vec (&sums)[T][R]) const {
-        constexpr int groups = 64 / W / steps, MOST = PART / BLOCK;  // of a block; blocks
+    template <int group> INLINE_MEMBER void add_packed(vec (&sums)[T][R]) const {
+        constexpr int groups = BLOCK / group, MOST = part(kind) / BLOCK;  // of a block; blocks
         const long blocks = padded(count) / BLOCK;
-        float factors[2][PART / 32 + W];
-        auto scale = [&](int r, long block, float *to) {
+        float factors[2][part(kind) / group + W];
+        vec starts[2] = {};
+        auto scale = [&](int r, long block, int turn) {
             const long n = blocks - block < MOST ? blocks - block : MOST;
-            const _Float16 *of_row = p.m.scales + (long)(row + r) * p.groups + block * groups;
-            const float *of_token = p.scales + (long)token * p.groups + block * groups;
+            const Half *of_row = p.m.scales + (long)(row + r) * p.groups + block * groups;
+            const long at = token * p.padded_groups() + block * groups;
             __builtin_prefetch((const char *)of_row + AHEAD / 2);
-            for (long i = 0; i < n * groups; i += W)
-                store(to + i, load(of_row + i) * load(of_token + i));
+            starts[turn] = vec{};
+            for (long i = 0; i < n * groups; i += W) {
+                vec scales = load(of_row + i);
+                store(factors[turn] + i, scales * load(p.scales + at + i));
+                if (kind == I4) starts[turn] += scales * load(p.starts + at + i);
+            }
             return n;
         };
-        long n = scale(0, 0, factors[0]);
+        long n = scale(0, 0, 0);
         for (long r = 0, begin = 0, turn = 0; r < R; turn = !turn) {
             const long end = begin + n, next = end < blocks ? end : 0, next_r = r + !next;
-            if (next_r < R) n = scale(next_r, next, factors[!turn]);
-            vec sum = sums[0][r];
+            vec sum = kind == I4 ? sums[0][r] + starts[turn] : sums[0][r];
+            if (next_r < R) n = scale(next_r, next, !turn);
             for (long block = begin; block < end; block++)
-                add_block<steps>(sum, rows[r] + row_bytes(kind, block * BLOCK),
-                                 tokens[0] + 2 * block * BLOCK, factors[turn] + (block - begin) * groups);
+                add_block<group>(sum, rows[r] + row_bytes(kind, block * BLOCK),
+                                 tokens[0] + activation_bytes(kind) * block * BLOCK,
+                                 factors[turn] + (block - begin) * groups);
             sums[0][r] = sum;
             r = next_r, begin = next;
         }
@@ -246,13 +307,13 @@ template <int kind, int R, int T> struct Tile {
             each<uint16_t, W>([&](int r, const uint16_t *w, long k) { add(sums, r, load(w), k); });
 #endif
         } else {
-            auto add = [&]<int steps> {
-                if constexpr (kind == I16) add_widened<steps>(sums, scales);
-                else add_packed<steps>(sums);
+            auto add = [&]<int group> {
+                if constexpr (kind == I16 || kind == U8) add_widened<group>(sums, scales);
+                else add_packed<group>(sums);
             };
-            p.m.group == 32   ? add.template operator()<16 / W>()
-            : p.m.group == 64 ? add.template operator()<32 / W>()
-                              : add.template operator()<64 / W>();
+            p.m.group == 32   ? add.template operator()<32>()
+            : p.m.group == 64 ? add.template operator()<64>()
+                              : add.template operator()<128>();
         }
 #pragma GCC unroll 16
         for (int i = 0; i < T * R; i++) kept[i] = sums[i / R][i % R];
@@ -274,7 +335,7 @@ template <int R> INLINE void finish(const Product &p, int row, int token, const 
 
 // Computes R rows for the tokens up to `end`.
 template <int kind, int R> static void multiply_rows(const Product &p, int row, int first, int end) {
-    constexpr int wide = widened(kind), MOST = W != 8 ? 4 : wide == I16 ? 2 : 3;
+    constexpr int wide = widened(kind), AT_ONCE = part(kind), MOST = W == 8 && wide < I16 ? 3 : 4;
     const long columns = p.m.columns, bytes = row_bytes(kind, columns);
     const char *weights = (const char *)p.m.weights + row * bytes;
     const long ahead = (AHEAD / (R * bytes) + 1) * R * bytes;
@@ -283,19 +344,19 @@ template <int kind, int R> static void multiply_rows(const Product &p, int row, 
     if (end - first == 1)
         Tile<kind, R, 1>(p, row, first, 0, columns, weights, bytes, ahead).run(sums[0]);
     else
-        for (long k = 0; k < columns; k += PART) {
-            const long count = columns - k < PART ? columns - k : PART;
+        for (long k = 0; k < columns; k += AT_ONCE) {
+            const long count = columns - k < AT_ONCE ? columns - k : AT_ONCE;
             const char *part = weights + row_bytes(kind, k);
             long stride = bytes;
-            alignas(64) char room[wide == kind ? 1 : R * row_bytes(wide, PART)];
+            alignas(64) char room[wide == kind ? 1 : R * row_bytes(wide, AT_ONCE)];
             if constexpr (wide != kind) {
-                stride = row_bytes(wide, PART);
+                stride = row_bytes(wide, AT_ONCE);
                 for (int r = 0; r < R; r++)
                     widen_row<kind>(part + r * bytes, room + r * stride, count, ahead);
                 part = room;
             }
             Scales scales[R];
-            for (int r = 0; r < R && wide == I16; r++)
+            for (int r = 0; r < R && wide >= I16; r++)
                 for (long i = 0; i < padded(count) / p.m.group; i += W)
                     store(scales[r] + i, load(p.m.scales + (row + r) * p.groups + k / p.m.group + i));
             for (int token = first, left; (left = end - token) > 0;) {
@@ -327,7 +388,7 @@ static int first_row(const Product &p, int item) {
 template <int kind> static void multiply_chunk(const void *context, int item, int) {
     const Product &p = *(const Product *)context;
     int first = first_row(p, item), end = first_row(p, item + 1);
-    long bytes = padded(p.m.columns) * (p.m.kind >= I8 ? 2 : 4), most = NEAR / bytes / 12 * 12;
+    long bytes = padded(p.m.columns) * activation_bytes(kind), most = NEAR / bytes / 12 * 12;
     most = most < 12 ? 12 : most > MOST_TOKENS ? MOST_TOKENS : most;  // whole tiles
     for (int token = 0; token < p.n; token += most) {
         int last = token + most < p.n ? token + most : p.n, row = first;

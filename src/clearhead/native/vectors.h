@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 #elif defined(__aarch64__)
+#include <arm_neon.h>
 #define IN_REGISTER(v) __asm__("" : "+w"(v))
 #else
 #define IN_REGISTER(v) ((void)0)
@@ -34,9 +35,13 @@ typedef float quad_at __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * W)));
 typedef uint32_t uvec __attribute__((vector_size(4 * W)));
 typedef uint16_t u16_at __attribute__((vector_size(2 * W), aligned(2), may_alias));
-typedef _Float16 f16_at __attribute__((vector_size(2 * W), aligned(2), may_alias));
+struct Half {  // fp16, for which not every compiler has a type
+    uint16_t bits;
+};
 typedef int16_t svec __attribute__((vector_size(4 * W)));
 typedef int16_t svec_at __attribute__((vector_size(4 * W), aligned(2), may_alias));
+typedef uint16_t usvec __attribute__((vector_size(4 * W)));
+typedef uint16_t usvec_at __attribute__((vector_size(4 * W), aligned(2), may_alias));
 typedef int16_t half_svec __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef int8_t i8_at __attribute__((vector_size(2 * W), aligned(1), may_alias));
 
@@ -52,16 +57,16 @@ INLINE uvec widen(const uint16_t *p) {
 #endif
 }
 
-// Numbers in memory are fp32 (float), bf16 (uint16_t) or fp16.
+// Numbers in memory are fp32 (float), bf16 (uint16_t) or fp16 (Half).
 INLINE vec load(const float *p) { return *(const vec_at *)p; }
 INLINE vec load(const uint16_t *p) { return (vec)(widen(p) << 16); }
-INLINE vec load(const _Float16 *p) {
+INLINE vec load(const Half *p) {
 #if defined(__AVX512F__)
     return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 #elif defined(__AVX2__)
     return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
-    return __builtin_convertvector(*(const f16_at *)p, vec);
+    return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #endif
 }
 
@@ -76,7 +81,7 @@ INLINE svec load(const int8_t *p) {
 #endif
 }
 
-// Products of 2 W whole numbers, two of them added in each lane.
+// Products of 2 W whole numbers, two of them added in each lane: neighbours, with AVX.
 INLINE ivec pairs(svec a, svec b) {
 #if defined(__AVX512F__)
     return (ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -86,6 +91,18 @@ INLINE ivec pairs(svec a, svec b) {
     const half_svec *x = (const half_svec *)&a, *y = (const half_svec *)&b;
     return __builtin_convertvector(x[0], ivec) * __builtin_convertvector(y[0], ivec) +
            __builtin_convertvector(x[1], ivec) * __builtin_convertvector(y[1], ivec);
+#endif
+}
+
+// Products of 4 W whole numbers of a byte, a's without sign; two of them, below 2^15, are added in each
+// lane.
+INLINE svec byte_pairs(svec a, svec b) {
+#if defined(__AVX512F__)
+    return (svec)_mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (svec)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+#else
+    return (a & 0xff) * (b << 8 >> 8) + (svec)((usvec)a >> 8) * (b >> 8);
 #endif
 }
 

@@ -24,7 +24,8 @@ LARGEST = {8: 127, 4: 7}
 class QuantizedLinear(nn.Module):
     """`x Wᵀ + b` with weights of 8 or 4 bits: weight = whole number · scale of its group.
 
-    Activations are not quantised.
+    Torch leaves activations as they are. The native kernels round them to fractions of the largest
+    of a group: to 16 bits where weights have 8, to 8 where they have 4.
 
     Attributes:
         codes: The whole numbers as `pack` leaves them.
@@ -123,24 +124,20 @@ def padded(width: int) -> int:
 def pack(values: Int8[Tensor, "N K"], bits: int) -> Shaped[Tensor, "N bytes"]:
     """Return whole numbers as a layer holds them, their rows padded to whole blocks.
 
-    8 bits: as they are. 4 bits: a block of 128 lies in 32 words of 16 bits, lowest byte first;
-    number 32 j + l, plus 8, is in bits 4 j to 4 j + 3 of word l.
+    8 bits: as they are. 4 bits: of a block of 128, byte i holds number i in its lower half, and
+    number 64 + i in its upper half, each plus 8.
     """
     values = F.pad(values, (0, padded(values.shape[1]) - values.shape[1]))
     if bits == 8:
         return values.contiguous()
-    nibbles = (values.to(torch.int32) + 8).view(len(values), -1, 4, 32)  # [N, blocks, 4, 32]
-    low = nibbles[:, :, 0] | nibbles[:, :, 1] << 4
-    high = nibbles[:, :, 2] | nibbles[:, :, 3] << 4
-    return torch.stack([low, high], -1).to(torch.uint8).flatten(1)
+    nibbles = (values + 8).to(torch.uint8).view(len(values), -1, 2, 64)  # [N, blocks, 2, 64]
+    return (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).flatten(1)
 
 
 def unpack(codes: Shaped[Tensor, "*n bytes"], bits: int) -> Int8[Tensor, "*n K"]:
     """Return the whole numbers of packed rows, padding included."""
     if bits == 8:
         return codes
-    words = codes.view(torch.int16)
-    words = words.view(*words.shape[:-1], -1, 1, 32)  # [*n, blocks, 1, 32]
-    shifts = torch.arange(0, 16, 4, dtype=torch.int16, device=codes.device)[:, None]
-    nibbles = words >> shifts & 15  # [*n, blocks, 4, 32]
+    halves = codes.view(*codes.shape[:-1], -1, 64)  # [*n, blocks, 64]
+    nibbles = torch.stack([halves & 15, halves >> 4], -2)  # [*n, blocks, 2, 64]
     return nibbles.flatten(-3).to(torch.int8) - 8

@@ -17,7 +17,8 @@ from clearhead.checkpoint.certificate import describe_files
 from clearhead.checkpoint.quantized import quantization_of
 from clearhead.config import from_dict
 from clearhead.errors import ClearheadError
-from clearhead.model import GPT
+from clearhead.model import GPT, KVCache
+from clearhead.native import Backend
 from clearhead.quantize import check_sizes, quantize_calibrated, quantize_nearest
 from clearhead.recipes.texts import read_texts
 from clearhead.tokenizer import Tokenizer
@@ -236,14 +237,17 @@ def measure(before: GPT, after: GPT, texts: list[Int[Tensor, "_ T"]], name: str)
 
     Args:
         before: The model with all bits.
-        after: The quantised one.
+        after: The quantised one, as the engine computes it here: the native kernels round
+            activations, too.
         texts: Token ids, in batches.
         name: What the texts are called.
     """
     losses, divergence, same, n = [0.0, 0.0], 0.0, 0, 0
+    reader = Backend(after)
     for ids in texts:
         targets = ids[:, 1:].flatten()
-        p, q = (model(ids)[:, :-1].flatten(0, 1).log_softmax(-1) for model in (before, after))
+        found = reader.read(ids, KVCache(after.config, len(ids)), all_logits=True)  # [B, T, V]
+        p, q = (logits[:, :-1].flatten(0, 1).log_softmax(-1) for logits in (before(ids), found))
         for which, predicted in enumerate((p, q)):
             losses[which] += F.nll_loss(predicted, targets, reduction="sum").item()
         divergence += (p.exp() * (p - q)).sum().item()
