@@ -47,8 +47,7 @@ def build(config: GPTConfig, dtype: torch.dtype = torch.float32) -> GPT:
 @torch.inference_mode()
 def logits(reader: Backend, ids: torch.Tensor, pieces: list[int]) -> torch.Tensor:
     """Return the logits of each token, read in pieces of these lengths."""
-    dtype = reader.model.position_embedding.weight.dtype
-    cache = KVCache(reader.model.config, len(ids), dtype=dtype)
+    cache = reader.cache(len(ids))
     parts = ids.split(pieces, 1)
     return torch.cat([reader.read(part, cache, all_logits=True) for part in parts], 1)
 
@@ -127,8 +126,10 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(dtype, variant, threads):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_a_row_of_few_bits_is_the_same_too(bits, group, variant, threads):
-    model = build(replace(SMALL, d_model=192, vocab_size=1000))
-    same_in_any_batch(Backend(quantize_nearest(model, bits, group)))
+    model = quantize_nearest(build(replace(SMALL, d_model=192, vocab_size=1000)), bits, group)
+    reader = Backend(model)
+    assert reader.cache(1).keys.dtype == torch.bfloat16
+    same_in_any_batch(reader)
 
 
 def same_in_any_batch(reader: Backend) -> None:

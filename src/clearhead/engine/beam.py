@@ -15,7 +15,7 @@ from clearhead.engine.sampling import adjust, chosen_and_best, most_likely
 from clearhead.engine.slots import n_alike
 from clearhead.engine.text import FinishReason, GeneratedToken, WhenFull, checked_prompt
 from clearhead.errors import ClearheadError
-from clearhead.model import GPT, KVCache
+from clearhead.model import GPT
 from clearhead.native import Backend
 
 EarlyStopping = bool | Literal["never"]
@@ -168,9 +168,8 @@ class _Search:
         num_beams: int,
         is_finished: Callable[[Sequence[int]], bool] | None,
     ) -> None:
-        model = reader.model
         # The last new token needs no position: it is never read.
-        room = model.config.context_length + 1 - len(prompt)
+        room = reader.model.config.context_length + 1 - len(prompt)
         self.longest = min(sampling.max_new_tokens, room)
         self.n_read = 0
         self._reader, self._prompt, self._sampling = reader, prompt, sampling
@@ -178,13 +177,7 @@ class _Search:
         self._stop_ids = frozenset(sampling.stop_token_ids)
         # Each beam may be continued by every stop id; as many as there are beams must remain.
         self._n_candidates = max(2, 1 + len(self._stop_ids)) * num_beams
-        self._cache = KVCache(
-            model.config,
-            num_beams,
-            capacity=len(prompt) + self.longest - 1,
-            dtype=model.position_embedding.weight.dtype,
-            device=model.device,
-        )
+        self._cache = reader.cache(num_beams, capacity=len(prompt) + self.longest - 1)
         self._held: list[list[int]] = [[] for _ in range(num_beams)]
 
     def begin(self) -> Float[Tensor, "1 V"]:

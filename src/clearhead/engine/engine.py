@@ -75,11 +75,8 @@ class Engine:
         self._reader = Backend(model)
         self.backend, self.why = self._reader.name, self._reader.why
         self.n_read = 0
-        dtype, device = model.position_embedding.weight.dtype, model.device
         with torch.inference_mode():
-            self._cache = KVCache(
-                model.config, slots, capacity=capacity, dtype=dtype, device=device
-            )
+            self._cache = self._reader.cache(slots, capacity=capacity)
         keys, values = self._cache.keys, self._cache.values
         self.bytes_per_position = (keys.nbytes + values.nbytes) // slots // self._cache.capacity
         self._config = replace(model.config, context_length=self._cache.capacity)

@@ -18,7 +18,7 @@ from clearhead.engine.history import History
 from clearhead.engine.reading import read
 from clearhead.engine.sampling import choose
 from clearhead.errors import ClearheadError
-from clearhead.model import GPT, KVCache
+from clearhead.model import GPT
 from clearhead.native import FEW, Backend
 
 LONGEST = FEW - 1
@@ -86,14 +86,7 @@ class Draft:
 
     def __init__(self, reader: Backend, capacity: int) -> None:
         """Guess for one text of at most `capacity` tokens."""
-        self._reader, model = reader, reader.model
-        self._cache = KVCache(
-            model.config,
-            1,
-            capacity=capacity,
-            dtype=model.position_embedding.weight.dtype,
-            device=model.device,
-        )
+        self._reader, self._cache = reader, reader.cache(1, capacity=capacity)
         self._read: list[int] = []
 
     def propose(

@@ -51,6 +51,17 @@ class Backend:
         self._kernels = None if self.why else _Kernels(model, cast(native.Library, kernels))
         self.name = "torch" if self._kernels is None else self._kernels.variant
 
+    def cache(self, n_slots: int, *, capacity: int | None = None) -> KVCache:
+        """Make an empty cache for `n_slots` texts of at most `capacity` tokens each.
+
+        Keys and values have the model's number type; bf16 if its weights have 8 or 4 bits and the
+        kernels compute, since these round more than bf16 does.
+        """
+        model = self.model
+        few_bits = self._kernels is not None and is_quantized(model)
+        dtype = torch.bfloat16 if few_bits else model.position_embedding.weight.dtype
+        return KVCache(model.config, n_slots, capacity=capacity, dtype=dtype, device=model.device)
+
     @torch.inference_mode()
     def read(
         self, ids: Int[Tensor, "B T"], cache: KVCache, *, all_logits: bool = False

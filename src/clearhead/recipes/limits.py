@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from clearhead.model import GPT, GPTConfig, KVCache
+from clearhead.model import GPT, GPTConfig
 from clearhead.model.linear import Linear, linear
 from clearhead.native import Backend
 
@@ -80,7 +80,7 @@ def memory_bandwidth(
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         f"{kernels}, a matrix by a vector": (
             weight.nbytes + in_block,
-            lambda: reader.read(token, KVCache(config, 1, device=device)),
+            lambda: reader.read(token, reader.cache(1)),
         ),
         "torch, a sum": (weight.nbytes, weight.sum),
     }

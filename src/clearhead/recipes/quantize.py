@@ -17,7 +17,7 @@ from clearhead.checkpoint.certificate import describe_files
 from clearhead.checkpoint.quantized import quantization_of
 from clearhead.config import from_dict
 from clearhead.errors import ClearheadError
-from clearhead.model import GPT, KVCache
+from clearhead.model import GPT
 from clearhead.native import Backend
 from clearhead.quantize import check_sizes, quantize_calibrated, quantize_nearest
 from clearhead.recipes.texts import read_texts
@@ -246,7 +246,7 @@ def measure(before: GPT, after: GPT, texts: list[Int[Tensor, "_ T"]], name: str)
     reader = Backend(after)
     for ids in texts:
         targets = ids[:, 1:].flatten()
-        found = reader.read(ids, KVCache(after.config, len(ids)), all_logits=True)  # [B, T, V]
+        found = reader.read(ids, reader.cache(len(ids)), all_logits=True)  # [B, T, V]
         p, q = (logits[:, :-1].flatten(0, 1).log_softmax(-1) for logits in (before(ids), found))
         for which, predicted in enumerate((p, q)):
             losses[which] += F.nll_loss(predicted, targets, reduction="sum").item()
