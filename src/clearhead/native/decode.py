@@ -15,6 +15,7 @@ from clearhead.model.attention import Attention
 from clearhead.model.gpt import Block, FeedForward
 from clearhead.model.linear import Linear
 from clearhead.native import library as native
+from clearhead.native.graphs import CapturedSteps
 from clearhead.quantize import QuantizedEmbedding, QuantizedLinear, is_quantized
 
 FEW = 16
@@ -50,6 +51,8 @@ class Backend:
             )
         self._kernels = None if self.why else _Kernels(model, cast(native.Library, kernels))
         self.name = "torch" if self._kernels is None else self._kernels.variant
+        captures = model.device.type == "cuda" and _hooked(model) is None
+        self._steps = CapturedSteps(model) if captures else None
 
     def cache(self, n_slots: int, *, capacity: int | None = None) -> KVCache:
         """Make an empty cache for `n_slots` texts of at most `capacity` tokens each.
@@ -83,6 +86,9 @@ class Backend:
         if self._kernels is not None and self._kernels.takes(ids, cache):
             return self._kernels.read(ids, cache, all_logits)
         with _evaluating(self._modules):
+            if self._steps is not None and ids.shape[1] == 1:
+                logits = self._steps.read(ids, cache)  # [B, V]
+                return logits[:, None] if all_logits else logits
             hidden = self.model.hidden(ids.to(self.model.device), cache)  # [B, T, D]
             return self.model.head(hidden if all_logits else hidden[:, -1])
 
@@ -193,15 +199,23 @@ def _obstacle(model: GPT) -> str | None:
     """Return why the kernels cannot compute a model; None if they can."""
     if model.device.type != "cpu":
         return f"the native kernels compute on a CPU, and the model lies on {model.device}"
+    if (hooked := _hooked(model)) is not None:
+        return f"{hooked or 'the model'} has hooks, which the native kernels would not call"
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name or 'the model'} has hooks, which the native kernels would not call"
         if type(module) not in _KNOWN:
             return f"{name} is a {type(module).__name__}, which the native kernels do not know"
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         of_codes = name.endswith((".codes", ".scales"))
         if not (of_codes or tensor.dtype in _KINDS) or not tensor.is_contiguous():
             return f"{name} is {tensor.dtype}, which the native kernels do not know"
+    return None
+
+
+def _hooked(model: GPT) -> str | None:
+    """Return the name of a module that has hooks; None if there is none."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return name
     return None
 
 
