@@ -206,11 +206,10 @@ def run(work: Path, rounds: int, program: Path | None, left_out: set[str]) -> di
     print("making the models …", flush=True)
     extra = ["--work", str(work), *(["--llama-bench", str(program)] if program else [])]
     child(__file__, "--child", "make", ",".join(there), *extra)
-    seen = {
-        (who, kind): list[dict[str, Any]]()
-        for who in ("clearhead", *there)
-        for kind in writers.kinds(who)
-    }
+    everyone = [(who, kind) for who in ("clearhead", *there) for kind in writers.kinds(who)]
+    # Whoever has as many bits comes next: a host's moods last minutes.
+    everyone.sort(key=lambda one: writers.kinds(one[0])[one[1]])
+    seen = {one: list[dict[str, Any]]() for one in everyone}
     cold = {name: list[float]() for name in cold_commands(work, program, list(there))}
     machine = []
     for number in range(rounds):

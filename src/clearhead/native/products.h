@@ -7,8 +7,8 @@
 enum Kind { F32, BF16, I8, I4, I16, U8 };
 
 struct Matrix {
-    const void *weights;     // row by row; rows of I8 and I4 are padded to whole blocks with zeros
-    const Half *scales;  // of I8 and I4: one for each `group` weights of a row; then 16 unused
+    const void *weights;  // row by row; rows of I8 and I4 are padded to whole blocks with zeros
+    const Half *scales;   // of I8 and I4: one for each `group` weights of a row; then 16 unused
     const float *bias;
     int32_t rows, columns, kind, group;
 };
@@ -18,7 +18,7 @@ struct Product {
     float *y;  // [n, rows]
     int n;
     bool add = false, gelu = false, exact_gelu = false;
-    const char *x = nullptr;  // activations, as `pack` leaves them
+    const char *x = nullptr;        // activations, as `pack` leaves them
     const float *scales = nullptr;  // theirs, one for each group of weights: [n, padded_groups]
     const float *starts = nullptr;  // of I4: what the 8 in each weight adds to a group, less than 0
     int groups = 0, n_threads = 1;
