@@ -199,9 +199,10 @@ def _distribution(
 
 def most_likely(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
     """Return the most likely token of each row, and refuse logits that are no numbers."""
-    values = logits.detach().float().cpu().numpy()
+    values = (logits if logits.dtype == torch.float32 else logits.float()).numpy(force=True)
     best = values.argmax(-1)  # [B]
-    if not np.isfinite(values[np.arange(len(best)), best]).all():  # NaN is the greatest to NumPy
+    # NaN is the greatest to NumPy.
+    if not all(math.isfinite(values[row, token]) for row, token in enumerate(best.tolist())):
         raise ClearheadError(
             "the model's logits are not finite numbers (NaN or infinity); its weights are damaged "
             "or its training diverged: take an earlier checkpoint"

@@ -65,7 +65,6 @@ class Backend:
         dtype = torch.bfloat16 if few_bits else model.position_embedding.weight.dtype
         return KVCache(model.config, n_slots, capacity=capacity, dtype=dtype, device=model.device)
 
-    @torch.inference_mode()
     def read(
         self, ids: Int[Tensor, "B T"], cache: KVCache, *, all_logits: bool = False
     ) -> Float[Tensor, "B *T V"]:
@@ -85,7 +84,7 @@ class Backend:
         """
         if self._kernels is not None and self._kernels.takes(ids, cache):
             return self._kernels.read(ids, cache, all_logits)
-        with _evaluating(self._modules):
+        with torch.inference_mode(), _evaluating(self._modules):
             if self._steps is not None and ids.shape[1] == 1:
                 logits = self._steps.read(ids, cache)  # [B, V]
                 return logits[:, None] if all_logits else logits
@@ -101,6 +100,8 @@ class _Kernels:
         self._library = library
         self._kept: list[Tensor] = []
         self._memory = torch.empty(0)
+        self._seen: KVCache | None = None
+        self._place: native.Cache | None = None
         self._n_logits = model.head.out_features
         torch_is_faster = library.variant.startswith("avx512") and not is_quantized(model)
         self._most = FEW if torch_is_faster else model.config.context_length
@@ -121,26 +122,19 @@ class _Kernels:
 
     def takes(self, ids: Int[Tensor, "B T"], cache: KVCache) -> bool:
         """Say whether the kernels compute so many tokens, and faster than torch."""
-        known = cache.keys.device.type == "cpu" and cache.keys.dtype in _KINDS
-        return known and 0 < ids.shape[1] <= self._most
+        if cache is not self._seen:
+            self._see(cache)
+        return self._place is not None and 0 < ids.shape[1] <= self._most
 
     def read(
         self, ids: Int[Tensor, "B T"], cache: KVCache, all_logits: bool
     ) -> Float[Tensor, "B *T V"]:
         batch, length = ids.shape
-        ids, keys, threads = ids.long().contiguous(), cache.keys, torch.get_num_threads()
+        if ids.dtype != torch.int64 or not ids.is_contiguous():
+            ids = ids.long().contiguous()
+        threads, place = torch.get_num_threads(), cast(native.Cache, self._place)
+        place.tokens_per_row = length
         logits = torch.empty((batch, length, self._n_logits)[:: 1 if all_logits else 2])
-        place = native.Cache(
-            keys=keys.data_ptr(),
-            values=cache.values.data_ptr(),
-            slots=_address(cache.slots),
-            lengths=cache.lengths.data_ptr(),
-            capacity=keys.shape[3],
-            slot_stride=keys.stride(1),
-            layer_stride=keys.stride(0),
-            bf16=_KINDS[keys.dtype],
-            tokens_per_row=length,
-        )
         refusal = self._library.read(
             ctypes.addressof(self._model),
             ctypes.addressof(place),
@@ -148,7 +142,7 @@ class _Kernels:
             batch,
             logits.data_ptr(),
             all_logits,
-            self._scratch(batch * length, keys.shape[3], threads),
+            self._scratch(batch * length, place.capacity, threads),
             threads,
         )
         if refusal == native.NO_ROOM:
@@ -156,6 +150,21 @@ class _Kernels:
         if refusal == native.UNKNOWN_TOKEN:
             raise IndexError("a token id is outside the model's vocabulary")
         return logits
+
+    def _see(self, cache: KVCache) -> None:
+        """Note where a cache lies, if the kernels know its kind: most reads are into the same."""
+        self._seen, self._place, keys = cache, None, cache.keys
+        if keys.device.type == "cpu" and keys.dtype in _KINDS:
+            self._place = native.Cache(
+                keys=keys.data_ptr(),
+                values=cache.values.data_ptr(),
+                slots=_address(cache.slots),
+                lengths=cache.lengths.data_ptr(),
+                capacity=keys.shape[3],
+                slot_stride=keys.stride(1),
+                layer_stride=keys.stride(0),
+                bf16=_KINDS[keys.dtype],
+            )
 
     def _scratch(self, n: int, capacity: int, threads: int) -> int:
         """Return the address of enough memory for what lies between two products."""

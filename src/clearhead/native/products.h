@@ -27,7 +27,7 @@ struct Product {
 };
 
 constexpr int BLOCK = 128;
-constexpr int PART = 2048, MOST_TOKENS = 48;  // bytes of a row, and tokens, computed before the next
+constexpr int MOST_TOKENS = 48;    // that are computed before the next
 constexpr long AHEAD = 4096;       // bytes: what memory sends a core while it waits for the first
 constexpr long NEAR = 256 * 1024;  // bytes of activations that stay in a core's cache
 constexpr long padded(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
@@ -145,9 +145,9 @@ static void pack(const float *x, Product &p, float *packed) {
 }
 
 // Columns that are computed before the next.
-constexpr int part(int kind) { return PART / activation_bytes(kind); }
+constexpr int part(int kind) { return activation_bytes(kind) == 1 ? 2048 : 1024; }
 
-typedef float Scales[PART / 32 + W];  // of a row's groups in a part
+typedef float Scales[part(U8) / 32 + W];  // of a row's groups in a part
 
 // The sums of R rows of weights with T tokens, over some columns.
 template <int kind, int R, int T> struct Tile {
@@ -170,19 +170,23 @@ template <int kind, int R, int T> struct Tile {
         for (int t = 0; t < T; t++) sums[t][r] += weights * load((const float *)tokens[t] + k);
     }
 
-    // Calls `take` for each `step` weights of each row. What remains at a row's end is copied, so
-    // that nothing behind the matrix is read.
+    // Calls `take` for each `step` weights of each row: of one token's bf16 weights row by row, as memory
+    // lies. What remains at a row's end is copied, so that nothing behind the matrix is read.
     template <class Number, int step, class Take> INLINE_MEMBER void each(Take take) const {
-        long k = 0;
-        for (; k + step <= count; k += step)
-            for (int r = 0; r < R; r++) {
-                if (T == 1) __builtin_prefetch(rows[r] + ahead + k * sizeof(Number));
-                take(r, (const Number *)rows[r] + k, k);
+        constexpr int TOGETHER = T == 1 && kind == BF16 && !HAS_BF16 ? 1 : R;
+#pragma GCC unroll 4
+        for (int some = 0; some < R; some += TOGETHER) {
+            long k = 0;
+            for (; k + step <= count; k += step)
+                for (int r = some; r < some + TOGETHER; r++) {
+                    if (T == 1) __builtin_prefetch(rows[r] + ahead + k * sizeof(Number));
+                    take(r, (const Number *)rows[r] + k, k);
+                }
+            for (int r = some; r < some + TOGETHER && k < count; r++) {
+                Number last[step] = {};
+                memcpy(last, (const Number *)rows[r] + k, (count - k) * sizeof(Number));
+                take(r, last, k);
             }
-        for (int r = 0; r < R && k < count; r++) {
-            Number last[step] = {};
-            memcpy(last, (const Number *)rows[r] + k, (count - k) * sizeof(Number));
-            take(r, last, k);
         }
     }
 
