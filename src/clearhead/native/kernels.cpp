@@ -7,11 +7,6 @@
 
 #include "products.h"
 
-struct Norm {
-    const float *weight, *bias;
-    float epsilon;
-};
-
 struct Block {
     Matrix qkv, out_proj, up, down;
     Norm norm_1, norm_2;
@@ -52,24 +47,6 @@ struct Attention {
 };
 
 constexpr int TOGETHER = 4;  // tokens of a text that read keys and values together
-
-static void normalise(const Norm &norm, const float *x, float *y, int n, int width) {
-    for (int token = 0; token < n; token++, x += width, y += width) {
-        vec total = {}, squares = {};
-        lanes(width, [&](long i, int count) { total += load(x + i, count); });
-        float mean = sum(total) / width;
-        lanes(width, [&](long i, int count) {
-            store(y + i, load(x + i, count) - mean, count);
-            vec centred = load(y + i, count);
-            squares += centred * centred;
-        });
-        float scale = 1.0f / sqrtf(sum(squares) / width + norm.epsilon);
-        lanes(width, [&](long i, int count) {
-            vec scaled = load(y + i, count) * scale * load(norm.weight + i, count);
-            store(y + i, norm.bias ? scaled + load(norm.bias + i, count) : scaled, count);
-        });
-    }
-}
 
 // Lets T tokens that follow each other attend, by one head.
 template <class Number, int T>
@@ -205,21 +182,21 @@ extern "C" int clearhead_read(const Model *model, const Cache *cache, const int6
     int items = n_rows * ((per_row + TOGETHER - 1) / TOGETHER) * model->n_heads;
     for (; a.layer < model->n_blocks; a.layer++) {
         const Block &b = model->blocks[a.layer];
-        normalise(b.norm_1, stream, normed, n, width);
-        multiply(normed, {.m = b.qkv, .y = wide, .n = n}, packed, n_threads);
+        Product qkv{.m = b.qkv, .y = wide, .n = n, .norm = &b.norm_1, .normed = normed};
+        multiply(stream, qkv, packed, n_threads);
         cache->bf16 ? write_cache<uint16_t>(a, n) : write_cache<float>(a, n);
         share(cache->bf16 ? attend_some<uint16_t> : attend_some<float>, &a, items, n_threads);
         multiply(z, {.m = b.out_proj, .y = stream, .n = n, .add = true}, packed, n_threads);
-        normalise(b.norm_2, stream, normed, n, width);
-        Product up{.m = b.up, .y = wide, .n = n, .gelu = true, .exact_gelu = !!model->exact_gelu};
-        multiply(normed, up, packed, n_threads);
+        Product up{.m = b.up, .y = wide, .n = n, .norm = &b.norm_2, .normed = normed, .gelu = true,
+                   .exact_gelu = !!model->exact_gelu};
+        multiply(stream, up, packed, n_threads);
         multiply(wide, {.m = b.down, .y = stream, .n = n, .add = true}, packed, n_threads);
     }
     for (int row = 0; row < n_rows && !all_logits; row++)
         memcpy(stream + (long)row * width, stream + (long)((row + 1) * per_row - 1) * width, 4 * width);
     int n_logits = all_logits ? n : n_rows;
-    normalise(model->norm, stream, normed, n_logits, width);
-    multiply(normed, {.m = model->head, .y = logits, .n = n_logits}, packed, n_threads);
+    Product head{.m = model->head, .y = logits, .n = n_logits, .norm = &model->norm, .normed = normed};
+    multiply(stream, head, packed, n_threads);
     for (int row = 0; row < n_rows; row++) cache->lengths[a.slot(row)] += per_row;
     return NONE;
 }

@@ -13,14 +13,21 @@ struct Matrix {
     int32_t rows, columns, kind, group;
 };
 
+struct Norm {
+    const float *weight, *bias;
+    float epsilon;
+};
+
 struct Product {
     const Matrix &m;
     float *y;  // [n, rows]
     int n;
+    const Norm *norm = nullptr;  // which the activations pass before
+    float *normed = nullptr;     // [n, columns]
     bool add = false, gelu = false, exact_gelu = false;
-    const char *x = nullptr;        // activations, as `pack` leaves them
-    const float *scales = nullptr;  // theirs, one for each group of weights: [n, padded_groups]
-    const float *starts = nullptr;  // of I4: what the 8 in each weight adds to a group, less than 0
+    char *x = nullptr;        // activations, as `pack` leaves them
+    float *scales = nullptr;  // theirs, one for each group of weights: [n, padded_groups]
+    float *starts = nullptr;  // of I4: what the 8 in each weight adds to a group, less than 0
     int groups = 0, n_threads = 1;
 
     constexpr long padded_groups() const { return (groups + W - 1) / W * W; }
@@ -112,36 +119,51 @@ template <class Whole> static float round_group(const float *x, long n, int grou
     return most / MOST + sum(unsound);
 }
 
-template <class Whole> static void round_tokens(const float *x, Product &p, Whole *to) {
-    const Matrix &m = p.m;
-    const long width = padded(m.columns), n_scales = p.n * p.padded_groups();
-    float *scales = (float *)(to + p.n * width), *starts = scales + n_scales;
-    p.scales = scales, p.starts = starts;
-    memset(scales, 0, 2 * n_scales * sizeof(float));
-    for (int token = 0; token < p.n; token++, x += m.columns, to += width) {
-        for (int g = 0; g < p.groups; g++) {
-            const long k = (long)g * m.group;
-            float total;
-            scales[g] = round_group(x + k, m.columns - k, m.group, to + k, &total);
-            starts[g] = -8 * total * scales[g];
-        }
-        scales += p.padded_groups(), starts += p.padded_groups();
+template <class Whole> static void round_token(const float *x, const Product &p, int token, Whole *to) {
+    float *scales = p.scales + token * p.padded_groups(), *starts = p.starts + token * p.padded_groups();
+    memset(scales, 0, p.padded_groups() * sizeof(float));
+    memset(starts, 0, p.padded_groups() * sizeof(float));
+    for (long g = 0, k = 0; g < p.groups; g++, k += p.m.group) {
+        float total;
+        scales[g] = round_group(x + k, p.m.columns - k, p.m.group, to + k, &total);
+        starts[g] = -8 * total * scales[g];
     }
 }
 
-// Lays the tokens' activations out, padded with zeros to whole blocks: rounded to bf16 where the
-// machine multiplies it, and to whole numbers for whole weights; then all tokens' scales follow.
-static void pack(const float *x, Product &p, float *packed) {
-    const Matrix &m = p.m;
-    const long width = padded(m.columns), rest = width - m.columns;
-    p.x = (const char *)packed;
-    if (m.kind == I8) return round_tokens(x, p, (int16_t *)packed);
-    if (m.kind == I4) return round_tokens(x, p, (int8_t *)packed);
-    uint16_t *half = (uint16_t *)packed;
-    for (int token = 0; token < p.n; token++, x += m.columns, packed += width, half += width)
-        if (m.kind == BF16 && HAS_BF16)
-            convert(x, half, m.columns), memset(half + m.columns, 0, 2 * rest);
-        else memcpy(packed, x, 4 * m.columns), memset(packed + m.columns, 0, 4 * rest);
+static void normalise(const Norm &norm, const float *x, float *y, int width) {
+    vec total = {}, squares = {};
+    lanes(width, [&](long i, int count) { total += load(x + i, count); });
+    float mean = sum(total) / width;
+    lanes(width, [&](long i, int count) {
+        store(y + i, load(x + i, count) - mean, count);
+        vec centred = load(y + i, count);
+        squares += centred * centred;
+    });
+    float scale = 1.0f / sqrtf(sum(squares) / width + norm.epsilon);
+    lanes(width, [&](long i, int count) {
+        vec scaled = load(y + i, count) * scale * load(norm.weight + i, count);
+        store(y + i, norm.bias ? scaled + load(norm.bias + i, count) : scaled, count);
+    });
+}
+
+struct Packing {
+    const float *x;  // [n, columns]
+    const Product &p;
+};
+
+// Lays a token's activations out, padded with zeros to whole blocks: rounded to bf16 where the machine
+// multiplies it, and to whole numbers for whole weights.
+static void pack(const void *context, int token, int) {
+    const auto &[all_x, p] = *(const Packing *)context;
+    const long columns = p.m.columns, width = padded(columns), rest = width - columns;
+    const float *x = all_x + token * columns;
+    char *to = p.x + token * width * activation_bytes(p.m.kind);
+    if (p.norm) normalise(*p.norm, x, p.normed + token * columns, columns), x = p.normed + token * columns;
+    if (p.m.kind == I8) return round_token(x, p, token, (int16_t *)to);
+    if (p.m.kind == I4) return round_token(x, p, token, (int8_t *)to);
+    if (p.m.kind == BF16 && HAS_BF16) convert(x, (uint16_t *)to, columns);
+    else memcpy(to, x, 4 * columns);
+    memset(to + columns * activation_bytes(p.m.kind), 0, rest * activation_bytes(p.m.kind));
 }
 
 // Columns that are computed before the next.
@@ -409,6 +431,10 @@ static void multiply(const float *x, Product p, float *packed, int n_threads) {
                          multiply_chunk<I4>};
     p.groups = p.m.kind < I8 ? 0 : padded(p.m.columns) / p.m.group;
     p.n_threads = n_threads;
-    pack(x, p, packed);
+    p.x = (char *)packed;
+    p.scales = (float *)(p.x + p.n * padded(p.m.columns) * activation_bytes(p.m.kind));
+    p.starts = p.scales + p.n * p.padded_groups();
+    Packing packing{x, p};
+    share(pack, &packing, p.n, n_threads);
     share(work[p.m.kind], &p, SIZES * n_threads, n_threads);
 }
