@@ -36,6 +36,7 @@ struct Product {
 constexpr int BLOCK = 128;
 constexpr int MOST_TOKENS = 48;    // that are computed before the next
 constexpr long AHEAD = 4096;       // bytes: what memory sends a core while it waits for the first
+constexpr long FAR = 24 * 1024;    // bytes: how far ahead 8 bits come into the second cache
 constexpr long NEAR = 256 * 1024;  // bytes of activations that stay in a core's cache
 constexpr long padded(long n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
@@ -267,7 +268,8 @@ template <int kind, int R, int T> struct Tile {
         constexpr int steps = at_once * group / in_vector(kind);
         svec unpacked[vectors(kind)];
         unpack<kind>(from, unpacked);
-        for (long i = 0; i < row_bytes(kind, BLOCK); i += 64) __builtin_prefetch(from + ahead + i);
+        for (long i = 0; i < row_bytes(kind, BLOCK); i += 64)
+            __builtin_prefetch(from + ahead + i, 0, kind == I8 ? 2 : 3);
 #pragma GCC unroll 4
         for (int g = 0, at = 0; g < BLOCK / group; g += at_once) {
             decltype(multiplied<kind>(svec{}, svec{})) whole = {};
@@ -364,7 +366,8 @@ template <int kind, int R> static void multiply_rows(const Product &p, int row, 
     constexpr int wide = widened(kind), AT_ONCE = part(kind), MOST = W == 8 && wide < I16 ? 3 : 4;
     const long columns = p.m.columns, bytes = row_bytes(kind, columns);
     const char *weights = (const char *)p.m.weights + row * bytes;
-    const long ahead = (AHEAD / (R * bytes) + 1) * R * bytes;
+    const long reach = kind == I8 && end - first == 1 ? FAR : AHEAD;
+    const long ahead = (reach / (R * bytes) + 1) * R * bytes;
     vec sums[MOST_TOKENS][R];
     memset(sums, 0, sizeof(vec) * R * (end - first));
     if (end - first == 1)
