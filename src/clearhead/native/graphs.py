@@ -51,7 +51,8 @@ class _Step:
         self._ids = torch.zeros(len(cache.lengths), 1, dtype=torch.int64, device=model.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         if model.device.type == "cuda":
-            self._capture()
+            with torch.cuda.device(model.device):
+                self._capture()
 
     def run(self, ids: Int[Tensor, "B 1"], slots: Tensor | slice) -> Float[Tensor, "B V"]:
         self._cache.active.zero_()
@@ -60,7 +61,8 @@ class _Step:
         if self._graph is None:
             self._logits = self._computed()
         else:
-            self._graph.replay()
+            with torch.cuda.device(self._ids.device):
+                self._graph.replay()
         self._cache.lengths += self._cache.active
         return self._logits[slots].clone()
 

@@ -238,7 +238,7 @@ def measure(before: GPT, after: GPT, texts: list[Int[Tensor, "_ T"]], name: str)
     Args:
         before: The model with all bits.
         after: The quantised one, as the engine computes it here: the native kernels round
-            activations, too.
+            activations, keys and values, too.
         texts: Token ids, in batches.
         name: What the texts are called.
     """
